@@ -1,0 +1,117 @@
+"""Options made of the recipe's fields, so that each setting is declared once."""
+
+from __future__ import annotations
+
+import argparse
+from argparse import BooleanOptionalAction, Namespace
+from typing import Any, NoReturn, get_args, get_type_hints
+
+import yaml
+
+from lifelong import settings
+from lifelong.errors import InputError, closest
+from lifelong.experiments.recipe import NESTED, Recipe
+
+Values = dict[str, Any]
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with errors of one line that name the closest option, and with dotted settings.
+
+    `--method.strength 100` is kept as `dotted["method.strength"] = 100`; `groups` are the words before the dot.
+    """
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(
+            allow_abbrev=False, formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32), **arguments
+        )
+        self.groups: tuple[str, ...] = ()
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+    def parse(self, argv: list[str]) -> Namespace:
+        """Return the arguments, with dotted settings under `dotted`."""
+        found, rest = self.parse_known_args(argv)
+        found.dotted = self._dotted(rest)
+        return found
+
+    def _dotted(self, rest: list[str]) -> Values:
+        options = [option for action in self._actions for option in action.option_strings]
+        dotted: Values = {}
+        words = iter(rest)
+        for word in words:
+            name, equals, text = word.removeprefix("--").partition("=")
+            if not word.startswith("--") or name.partition(".")[0] not in self.groups or "." not in name:
+                kind = "option" if word.startswith("-") else "argument"
+                raise InputError(f"unknown {kind} {word!r}{closest(word, options)} (see {self.prog} --help)")
+            if not equals:
+                text = next(words, "")
+                if not text or text.startswith("--"):
+                    raise InputError(f"option --{name} needs a value")
+            dotted[name] = value(text)
+        return dotted
+
+
+def add_recipe(parser: Parser, *, without: tuple[str, ...] = ()) -> None:
+    """Give `parser` an option for every setting of `Recipe` but those in `without`; unset ones are None."""
+    parser.groups = tuple(NESTED)
+    hints = get_type_hints(Recipe)
+    for field in settings.fields(Recipe):
+        if field.name in without or field.name.endswith("_settings"):
+            continue
+        default = settings.default_of(field)
+        shown = "" if default is None else f" (default {default})"
+        option = f"--{field.name.replace('_', '-')}"
+        meaning = (field.metadata["meaning"] + shown).replace("%", "%%")
+        if hints[field.name] is bool:
+            parser.add_argument(option, action=BooleanOptionalAction, default=None, help=meaning)
+        else:
+            metavar = "|".join(_choices(hints[field.name])) or field.name.rpartition("_")[2].upper()
+            parser.add_argument(option, default=None, help=meaning, metavar=metavar)
+    parser.epilog = (
+        "Settings of a method, a network or an optimiser are dotted: --method.strength 100 --model.hidden 400,400 "
+        "--optimizer.momentum 0.9. `lifelong list methods` shows them."
+    )
+
+
+def add_execution(parser: Parser) -> None:
+    """Give `parser` the options that say how a run is carried out, and change nothing of its result."""
+    parser.add_argument(
+        "--checkpoint-every", default="60s", metavar="N|Ns", help="save within tasks every N steps or N seconds (default 60s)"
+    )
+    parser.add_argument("--track", metavar="NAME", help="log to tensorboard, wandb or mlflow as well")
+    parser.add_argument("--json", action="store_true", help="one JSON document on standard output, nothing else there")
+
+
+def recipe_values(arguments: Namespace) -> Values:
+    """Return the settings that were given, in the form that `recipe` and `plan` take."""
+    names = {field.name for field in settings.fields(Recipe)}
+    given = {key: each for key, each in vars(arguments).items() if key in names and each is not None}
+    found = {key: value(each) if isinstance(each, str) and "," in each and key != "data" else each for key, each in given.items()}
+    for name, each in arguments.dotted.items():
+        group, _, inner = name.partition(".")
+        if group in NESTED:
+            found.setdefault(NESTED[group], {})[inner] = each
+    return found
+
+
+def value(text: str) -> Any:
+    """Return what `text` says: a number, true or false, null, a list (`400,400`), or itself."""
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    if "," in text and not text.startswith(("[", "{")):
+        return [value(part) for part in text.split(",") if part]
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _choices(hint: Any) -> list[str]:
+    return [str(each) for each in get_args(hint) if isinstance(each, str)] or [
+        str(inner) for each in get_args(hint) for inner in get_args(each) if isinstance(inner, str)
+    ]

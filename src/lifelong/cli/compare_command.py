@@ -1,0 +1,121 @@
+"""`lifelong compare`: several methods times several seeds, then the table and the page."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+from lifelong.cli.arguments import Parser, Values, add_execution, add_recipe, recipe_values
+from lifelong.errors import InputError, closest
+
+
+def configure(parser: Parser) -> None:
+    """Declare the options."""
+    parser.add_argument("recipe", nargs="?", help="YAML file of settings; options override it")
+    parser.add_argument("--methods", metavar="A,B", help="methods to compare, or rows of the recipe to run")
+    parser.add_argument("--seeds", metavar="N", help="how many seeds from 0, or a list: 3 or 0,1,2 (default 1)")
+    parser.add_argument("--experiments", metavar="A,B", help="experiments of the recipe to run; all by default")
+    add_recipe(parser, without=("method", "seed"))
+    parser.groups = (*parser.groups, "methods")
+    parser.add_argument("--out", required=True, help="folder for results and report.html; finished runs are kept")
+    parser.add_argument("--workers", default="1", metavar="N", help="processes that share the runs (default 1)")
+    parser.add_argument("--resume", action="store_true", help="accepted for symmetry: half-done runs always go on")
+    add_execution(parser)
+
+
+def main(arguments: Namespace) -> int:
+    """Compare; returns the exit status, 2 where a run failed."""
+    from lifelong.cli.progress import watching
+    from lifelong.experiments.compare import Failed, compare, gather
+    from lifelong.experiments.plan import plan
+    from lifelong.experiments.run import Every
+    from lifelong.experiments.tracking import tracked_all
+
+    planned = plan(_values(arguments))
+    out, workers = Path(arguments.out), _workers(arguments.workers)
+    every = Every.parse(arguments.checkpoint_every)
+    failures = []
+    running = compare(planned, out, workers=workers, checkpoint_every=every)
+    with watching(len(planned)) as watcher:
+        for run, event in tracked_all(running, out, arguments.track):
+            name = f"{run.experiment + ' ' if run.experiment else ''}{run.label} seed {run.recipe.seed}"
+            watcher.see(name, event)
+            if isinstance(event, Failed):
+                failures.append(f"{name}: {event.reason}")
+    results = gather(planned, out)
+    if results:
+        _show(results, out, arguments.json)
+    for failure in failures:
+        print(f"lifelong: error: {failure}", file=sys.stderr)
+    return 2 if failures else 0
+
+
+def _show(results: list[Values], out: Path, as_json: bool) -> None:
+    from rich.console import Console
+
+    from lifelong.reports import print_table, write_report
+
+    page = write_report(results, out / "report.html")
+    if as_json:
+        print(json.dumps(results))
+        return
+    print_table(results, Console())
+    print(page)
+
+
+def _values(arguments: Namespace) -> Values:
+    from lifelong.experiments.plan import merged, read_yaml
+
+    base = read_yaml(Path(arguments.recipe)) if arguments.recipe else {}
+    values = merged(base, recipe_values(arguments))
+    if arguments.seeds is not None:
+        values["seeds"] = arguments.seeds
+    if arguments.methods is not None:
+        values = _only_methods(values, [name for name in arguments.methods.split(",") if name])
+    for name, each in arguments.dotted.items():
+        group, _, rest = name.partition(".")
+        if group == "methods":
+            values = _set_method(values, rest, each)
+    if arguments.experiments is not None:
+        values["experiments"] = _only_experiments(values.get("experiments", {}), arguments.experiments.split(","))
+    return values
+
+
+def _only_methods(values: Values, names: list[str]) -> Values:
+    """Keep the rows `names` of the recipe; a name that is no row is a method with its defaults."""
+    from lifelong.experiments.plan import merged
+
+    rows = merged({}, {"methods": values.get("methods", {})})["methods"]
+    chosen = {name: rows.get(name, {}) for name in names}
+    kept = {**values, "methods": chosen}
+    if "experiments" in values:
+        kept["experiments"] = {
+            name: {**(own or {}), "methods": {row: each for row, each in ((own or {}).get("methods") or {}).items() if row in names}}
+            for name, own in values["experiments"].items()
+        }
+    return kept
+
+
+def _set_method(values: Values, name: str, value: object) -> Values:
+    from lifelong.experiments.plan import merged
+
+    row, _, setting = name.partition(".")
+    rows = merged({}, {"methods": values.get("methods", {})})["methods"]
+    if row not in rows or not setting:
+        raise InputError(f"--methods.{name}: no row {row!r}{closest(row, rows) or f', rows are {sorted(rows)}'}")
+    return merged(values, {"methods": {row: {setting: value}}})
+
+
+def _only_experiments(experiments: Values, names: list[str]) -> Values:
+    for name in names:
+        if name not in experiments:
+            raise InputError(f"no experiment {name!r}{closest(name, experiments) or f', there are {sorted(experiments)}'}")
+    return {name: experiments[name] for name in names}
+
+
+def _workers(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise InputError(f"workers = {text!r} must be a number of processes, at least 1")
+    return int(text)

@@ -1,0 +1,81 @@
+"""What is seen while a run goes on: a bar on a terminal, a line a task in a log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from lifelong.experiments.compare import Failed
+from lifelong.experiments.run import Evaluated, Finished, RunEvent
+from lifelong.training.loop import Step, TaskStarted
+
+# Redrawing costs more than a step of a small network.
+_INTERVAL = 0.2
+
+
+class Watcher:
+    """Draws events; one for a whole command, however many runs it makes.
+
+    Args:
+        console: where to draw; standard error, so that standard output holds results only.
+        runs: how many runs the command makes.
+    """
+
+    def __init__(self, console: Console, runs: int) -> None:
+        self.console = console
+        self.runs = runs
+        self.done = 0
+        self.steps = 0
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[measures]}"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.row = self.bar.add_task("", total=None, measures="")
+        self.drawn = 0.0
+
+    def see(self, name: str, event: RunEvent | Failed) -> None:
+        """Show `event` of the run called `name`."""
+        if type(event) is Step:
+            self.steps += 1
+            now = time.monotonic()
+            if now - self.drawn >= _INTERVAL and self.console.is_terminal:
+                self.drawn = now
+                measures = f"loss {float(event.loss):.3f} accuracy {event.accuracy():.1%}"
+                self.bar.update(self.row, completed=self.steps, measures=measures)
+        elif isinstance(event, TaskStarted):
+            self.steps = 0
+            place = f"[{self.done + 1}/{self.runs}] " if self.runs > 1 else ""
+            self.bar.reset(self.row, total=event.steps, description=f"{place}{name}, {event.task.name}", measures="")
+        elif isinstance(event, Evaluated) and event.learned:
+            seen = event.accuracy[: event.learned]
+            mean = sum(seen) / len(seen)
+            if self.runs == 1 or not self.console.is_terminal:
+                self._say(f"{name}: after task {event.learned} accuracy {mean:.1%} on the tasks so far")
+        elif isinstance(event, Finished):
+            self.done += 1
+            if self.runs > 1:
+                self._say(f"{name}: {event.result['average_accuracy']:.1%} ({self.done} of {self.runs} runs)")
+        elif isinstance(event, Failed):
+            self.done += 1
+            self._say(f"{name}: failed, {event.reason}")
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def watching(runs: int) -> Iterator[Watcher]:
+    """Yield a `Watcher` on standard error whose bar goes away at the end."""
+    watcher = Watcher(Console(stderr=True), runs)
+    with watcher.bar:
+        yield watcher

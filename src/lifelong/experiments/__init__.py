@@ -1,0 +1,1 @@
+"""From a recipe to results: one run, a comparison of many, and the search for settings."""

@@ -1,0 +1,158 @@
+"""From a recipe to what it names: stream, learner, method, schedule."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from lifelong import models, streams
+from lifelong.data import Dataset, Samples, load
+from lifelong.errors import InputError
+from lifelong.experiments.recipe import Recipe
+from lifelong.learner import Learner
+from lifelong.methods import Method
+from lifelong.methods import build as build_method
+from lifelong.models import HeadKind, with_head
+from lifelong.models.network import without_head
+from lifelong.streams import Scenario, Stream
+from lifelong.streams.assemble import Cut
+from lifelong.streams.transforms import pad
+from lifelong.training.loop import Schedule
+from lifelong.training.optimizers import make_optimizer, rate_schedule
+
+_HEAD_OF: dict[Scenario, HeadKind] = {Scenario.TASK: "multi", Scenario.DOMAIN: "single", Scenario.CLASS: "growing"}
+
+
+def stream(recipe: Recipe) -> Stream:
+    """Return the stream of `recipe`, reading its data.
+
+    Raises:
+        InputError: data that cannot be had, or that the stream or the scenario does not fit.
+    """
+    scenario = Scenario(recipe.scenario or ("class" if recipe.stream == "split" else "domain"))
+    cut = Cut(recipe.validation, recipe.train_samples, recipe.standardize, recipe.seed)
+    names = recipe.data.split(",") if recipe.stream == "domains" else [recipe.data]
+    sets = [_padded(load(name, target=recipe.target, image_size=recipe.image_size), recipe.pad) for name in names]
+    if recipe.stream == "domains":
+        return streams.domains(sets, scenario=scenario, seed=recipe.seed, cut=cut)
+    if recipe.stream == "permuted":
+        return streams.permuted(
+            sets[0],
+            tasks=recipe.tasks,
+            scenario=scenario,
+            first_unpermuted=recipe.first_unpermuted,
+            seed=recipe.seed,
+            cut=cut,
+        )
+    if recipe.stream == "rotated":
+        return streams.rotated(
+            sets[0], tasks=recipe.tasks, scenario=scenario, angles=recipe.angles, seed=recipe.seed, cut=cut
+        )
+    return streams.split(
+        sets[0],
+        tasks=recipe.tasks,
+        scenario=scenario,
+        classes_per_task=recipe.classes_per_task,
+        shuffle_classes=recipe.shuffle_classes,
+        seed=recipe.seed,
+        cut=cut,
+    )
+
+
+def method(recipe: Recipe) -> Method:
+    """Return the method of `recipe`.
+
+    Raises:
+        InputError: an unknown method or setting, or a scenario that it cannot do.
+    """
+    made = build_method(recipe.method, recipe.method_settings)
+    scenario = recipe.scenario or ("class" if recipe.stream == "split" else "domain")
+    if scenario not in [each.value for each in made.scenarios]:
+        can = ", ".join(each.value for each in made.scenarios)
+        raise InputError(f"method {recipe.method} cannot do scenario {scenario}: it can do {can}")
+    return made
+
+
+def learner(recipe: Recipe, stream: Stream, module: torch.nn.Module | None = None) -> Learner:
+    """Return the freshly initialised learner of `recipe`.
+
+    Args:
+        module: a classifier to learn with instead of the recipe's; its last linear layer is replaced by the head.
+
+    Raises:
+        InputError: an unknown model, optimiser or device, or a model that the samples do not fit.
+    """
+    shape = stream.input_shape
+    if module is None:
+        trunk = models.trunk(recipe.model, recipe.model_settings, shape, recipe.seed)
+    else:
+        trunk = without_head(module, recipe.model_settings.get("head_name"))
+    split = stream.tasks[0].train
+    sample = split.scaled(torch.zeros(2, *shape, dtype=split.inputs.dtype))
+    network = with_head(
+        trunk,
+        _head(recipe, stream.scenario),
+        sample=sample,
+        classes=tuple(len(task.classes) for task in stream.tasks),
+        outputs=len(stream.classes),
+        mask_unseen=recipe.mask_unseen and stream.scenario is Scenario.CLASS,
+        seed=recipe.seed,
+    )
+    where = device(recipe.device)
+    return Learner(
+        network.to(where),
+        make_optimizer(recipe.optimizer, recipe.lr, recipe.optimizer_settings),
+        stream.scenario,
+        seed=recipe.seed,
+        device=where,
+        autocast=torch.bfloat16 if recipe.precision == "bf16" else None,
+        planned_tasks=len(stream),
+    )
+
+
+def schedule(recipe: Recipe) -> Schedule:
+    """Return how long and how fast `recipe` trains each task."""
+    return Schedule(
+        recipe.batch_size,
+        recipe.epochs,
+        recipe.steps,
+        rate_schedule(recipe.schedule, recipe.warmup),
+        recipe.clip,
+        recipe.keep_optimizer,
+    )
+
+
+def device(name: str) -> torch.device:
+    """Return the device called `name`; `auto` is the machine's accelerator, or the CPU.
+
+    Raises:
+        InputError: no such device on this machine.
+    """
+    if name == "auto":
+        found = torch.accelerator.current_accelerator(check_available=True)
+        return found or torch.device("cpu")
+    try:
+        where = torch.device(name)
+        torch.empty(0, device=where)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {name!r} is not to be had here: {str(error).splitlines()[0]}") from error
+    return where
+
+
+def _head(recipe: Recipe, scenario: Scenario) -> HeadKind:
+    if recipe.head == "auto":
+        return _HEAD_OF[scenario]
+    if recipe.head != "single" and recipe.head != _HEAD_OF[scenario]:
+        needs = "task" if recipe.head == "multi" else "class"
+        raise InputError(f"head {recipe.head} needs scenario {needs}, and this stream is {scenario.value}-incremental")
+    return recipe.head
+
+
+def _padded(dataset: Dataset, pixels: int) -> Dataset:
+    if pixels == 0:
+        return dataset
+    if dataset.train.inputs.ndim != 4:
+        raise InputError(f"pad is for images, and {dataset.name} has {tuple(dataset.train.inputs.shape[1:])}")
+    train, test = (Samples(pad(each.inputs, pixels), each.targets) for each in (dataset.train, dataset.test))
+    return dataclasses.replace(dataset, train=train, test=test)

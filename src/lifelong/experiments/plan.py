@@ -1,0 +1,167 @@
+"""From one YAML file to the runs that it means: methods times seeds, for each experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lifelong import settings
+from lifelong.errors import InputError, closest, unknown
+from lifelong.experiments.recipe import NESTED, Recipe, recipe
+
+_ABOVE = ("methods", "seeds", "experiments", "description")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run of a comparison.
+
+    Args:
+        experiment: name of the experiment that it belongs to, or None.
+        label: name of its row; a method may stand in several rows with other settings.
+        recipe: what is run.
+        expected: ranges `(low, high)` by measure that the mean over seeds must land in, or None.
+    """
+
+    experiment: str | None
+    label: str
+    recipe: Recipe
+    expected: dict[str, tuple[float, float]] | None
+
+    @property
+    def folder(self) -> Path:
+        """Where it goes within the comparison's folder."""
+        return Path(self.experiment or "", self.label, f"seed-{self.recipe.seed}")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the mapping in the YAML file `path`.
+
+    Raises:
+        InputError: no such file, not YAML, or not a mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        near = closest(path.name, [each.name for each in path.parent.glob("*.y*ml")]) if path.parent.is_dir() else ""
+        raise InputError(f"recipe {path} cannot be read ({error.strerror}){near}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"recipe {path} must be a mapping of settings, and it is a {type(values).__name__}")
+    return values
+
+
+def plan(values: Mapping[str, Any]) -> list[Planned]:
+    """Return the runs that `values` describe, in the order in which they are run.
+
+    Args:
+        values: settings of `Recipe` shared by all runs, with `methods` (names, or a mapping from row label to settings
+            of the method and of the recipe), `seeds` (how many, from 0, or a list) and `experiments` (a mapping from
+            name to what is other there).
+
+    Raises:
+        InputError: an unknown name, or a value of the wrong type or out of range.
+    """
+    if "experiments" not in values:
+        return _experiment(None, values)
+    shared = {key: value for key, value in values.items() if key != "experiments"}
+    runs = []
+    for name, own in _mapping("experiments", values["experiments"]).items():
+        runs += _experiment(str(name), merged(shared, own or {}))
+    return runs
+
+
+def merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with what `own` says instead, mapping by mapping; a method's own settings are kept together."""
+    result = dict(base)
+    for key, value in own.items():
+        old = result.get(key)
+        if key == "methods":
+            old = {} if old is None else _rows(old)
+            value = _rows(value)
+            result[key] = {**old, **{row: {**(old.get(row) or {}), **(each or {})} for row, each in value.items()}}
+        elif isinstance(value, Mapping) and isinstance(old, Mapping):
+            result[key] = {**old, **value}
+        else:
+            result[key] = value
+    return result
+
+
+def _rows(methods: Any) -> dict[str, dict[str, Any]]:
+    if isinstance(methods, str):
+        methods = [name for name in methods.split(",") if name]
+    if isinstance(methods, Mapping):
+        return {str(label): dict(own or {}) for label, own in methods.items()}
+    if isinstance(methods, Iterable):
+        return {str(label): {} for label in methods}
+    raise InputError(f"methods = {methods!r} must be names, or a mapping from row to settings")
+
+
+def _experiment(name: str | None, values: Mapping[str, Any]) -> list[Planned]:
+    shared = {key: value for key, value in values.items() if key not in _ABOVE}
+    rows = _rows(values.get("methods") or ["naive"])
+    runs = [
+        Planned(name, label, *_run(label, own, shared, seed))
+        for label, own in rows.items()
+        for seed in _seeds(values.get("seeds", 1))
+    ]
+    if not runs:
+        raise InputError("nothing to run: give at least one method and one seed")
+    return runs
+
+
+def _run(label: str, own: Mapping[str, Any], shared: Mapping[str, Any], seed: int) -> tuple[Recipe, Any]:
+    from lifelong.methods import METHODS
+
+    chosen = str(own.get("method", label))
+    parts = chosen.split("+")
+    for part in parts:
+        if part not in METHODS:
+            raise unknown("method", part, METHODS)
+    of_method = set(parts) if len(parts) > 1 else {field.name for field in settings.fields(METHODS[chosen])}
+    of_recipe = {field.name for field in settings.fields(Recipe)} - {"method", "method_settings", "seed"}
+    values: dict[str, Any] = {**shared, "method": chosen, "seed": seed}
+    method_settings: dict[str, Any] = {}
+    for key, value in own.items():
+        if key in of_method:
+            method_settings[key] = value
+        elif key in of_recipe:
+            old = values.get(key)
+            nested = key in NESTED and isinstance(value, Mapping) and isinstance(old, Mapping)
+            values[key] = {**old, **value} if nested and old is not None else value
+        elif key not in ("method", "expected"):
+            near = closest(key, of_method | of_recipe) or f": it has {', '.join(sorted(of_method)) or 'none of its own'}"
+            raise InputError(f"method {label} has no setting {key!r}{near}")
+    values["method_settings"] = method_settings
+    return recipe(values), _ranges(label, own.get("expected"))
+
+
+def _ranges(label: str, expected: Any) -> dict[str, tuple[float, float]] | None:
+    if expected is None:
+        return None
+    try:
+        return {str(name): (float(low), float(high)) for name, (low, high) in expected.items()}
+    except (AttributeError, TypeError, ValueError):
+        raise InputError(f"method {label}: expected must map measures to [low, high], and is {expected!r}") from None
+
+
+def _seeds(seeds: Any) -> list[int]:
+    if isinstance(seeds, str):
+        seeds = [int(part) for part in seeds.split(",")] if all(p.isdigit() for p in seeds.split(",")) else seeds
+        seeds = seeds[0] if isinstance(seeds, list) and len(seeds) == 1 else seeds
+    if isinstance(seeds, int) and not isinstance(seeds, bool) and seeds > 0:
+        return list(range(seeds))
+    if isinstance(seeds, list) and seeds and all(isinstance(seed, int) and seed >= 0 for seed in seeds):
+        return seeds
+    raise InputError(f"seeds = {seeds!r} must be how many (3) or a list of them ([0, 1, 2])")
+
+
+def _mapping(name: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping) or not value:
+        raise InputError(f"{name} must be a mapping, and is {value!r}")
+    return value

@@ -1,0 +1,109 @@
+"""A recipe is everything that makes one run; the same recipe on the same machine gives the same result."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lifelong import settings
+from lifelong.errors import InputError
+from lifelong.settings import setting
+
+# Settings whose value names something that has settings of its own, kept beside it.
+NESTED = {"method": "method_settings", "model": "model_settings", "optimizer": "optimizer_settings"}
+
+ScenarioName = Literal["task", "domain", "class"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One run: a stream, a network, a method, and how they meet. Each field is a setting of the command line."""
+
+    stream: Literal["permuted", "rotated", "split", "domains"] = setting("permuted", "kind of stream")
+    data: str = setting("digits", "data set: a built-in or hub name, a folder or a table; several for domains, by commas")
+    target: str | None = setting(None, "name of the label column, where it is not the usual one")
+    image_size: int | None = setting(None, "resize images to so many pixels a side", ge=1)
+    scenario: ScenarioName | None = setting(None, "what is known at prediction; class for split, else domain, by default")
+    tasks: int = setting(5, "number of tasks", ge=1)
+    first_unpermuted: bool = setting(True, "permuted: the first task sees the inputs as they are")
+    angles: tuple[float, ...] | None = setting(None, "rotated: degrees, one a task; evenly over 0 to 180 by default")
+    classes_per_task: tuple[int, ...] | None = setting(None, "split: classes of each task; as even as possible by default")
+    shuffle_classes: bool = setting(False, "split: draw the order of the classes by the seed")
+    pad: int = setting(0, "border of zeros around images, in pixels", ge=0)
+    standardize: bool = setting(False, "subtract the mean and divide by the deviation of the first task's training inputs")
+    validation: float = setting(0.0, "share of training samples held out for validation, 0 to 1", ge=0, lt=1)
+    train_samples: int | None = setting(None, "training samples a task at most", ge=1)
+    evaluate_on: Literal["test", "validation"] = setting("test", "the samples that accuracies are measured on")
+    method: str = setting("naive", "continual-learning method, or several in a chain: ewc+lwf")
+    method_settings: dict[str, Any] = setting(dict, "settings of the method: --method.NAME VALUE")
+    model: str = setting("mlp", "network: mlp, convnet, or package.module:function")
+    model_settings: dict[str, Any] = setting(dict, "settings of the network: --model.NAME VALUE")
+    head: Literal["auto", "single", "multi", "growing"] = setting("auto", "last layer; by scenario by default")
+    mask_unseen: bool = setting(True, "a single head of a class-incremental stream answers for seen classes only")
+    epochs: int = setting(1, "passes over the training data of each task", ge=1)
+    steps: int | None = setting(None, "steps a task, instead of epochs", ge=1)
+    batch_size: int = setting(128, "samples a step", ge=1)
+    optimizer: str = setting("adam", "class of torch.optim, in any case")
+    optimizer_settings: dict[str, Any] = setting(dict, "its further arguments: --optimizer.NAME VALUE")
+    lr: float = setting(1e-3, "learning rate", gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = setting("constant", "course of the learning rate over each task")
+    warmup: float = setting(0.0, "share of a task's steps in which the learning rate rises, 0 to 1", ge=0, lt=1)
+    clip: float | None = setting(None, "greatest norm of the gradient", gt=0)
+    keep_optimizer: bool = setting(False, "the optimiser's state goes on from task to task instead of starting afresh")
+    early_stopping: int | None = setting(None, "end a task after so many epochs without better validation accuracy", ge=1)
+    precision: Literal["float32", "bf16"] = setting("float32", "arithmetic of the forward pass")
+    device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps ...")
+    threads: int | None = setting(None, "CPU threads of a run; all cores divided among the workers by default", ge=1)
+    seed: int = setting(0, "of everything that is drawn", ge=0)
+
+
+def recipe(values: Mapping[str, Any]) -> Recipe:
+    """Return the recipe that `values` describe, each checked.
+
+    Args:
+        values: settings by name, from YAML or the command line. `method`, `model` and `optimizer` may be a name, or a
+            mapping of `name` and settings; `stream` may be `KIND-DATA`, as in `permuted-mnist`.
+
+    Raises:
+        InputError: an unknown setting, or a value of the wrong type or out of range.
+    """
+    flat = dict(values)
+    for key, nested in NESTED.items():
+        chosen = flat.get(key)
+        if isinstance(chosen, Mapping):
+            rest = dict(chosen)
+            flat[key] = rest.pop("name", settings.default_of(_field(key)))
+            flat[nested] = {**flat.get(nested, {}), **rest}
+    kind, _, data = str(flat.get("stream", "")).partition("-")
+    if data:
+        flat["stream"], flat["data"] = kind, data
+    built = settings.build(Recipe, flat, "recipe")
+    _check(built)
+    return built
+
+
+def record(made: Recipe) -> dict[str, Any]:
+    """Return `made` as a mapping that `recipe` takes back, with settings under the names that they belong to."""
+    values = dataclasses.asdict(made)
+    for key, nested in NESTED.items():
+        values[key] = {"name": values[key], **values.pop(nested)}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Return the names of settings in which two recorded recipes differ; where and how fast a run goes is not one."""
+    aside = {"device", "threads"}
+    return sorted(key for key in ours.keys() | theirs.keys() if key not in aside and ours.get(key) != theirs.get(key))
+
+
+def _check(made: Recipe) -> None:
+    if made.early_stopping is not None and made.validation == 0:
+        raise InputError("early_stopping watches validation accuracy: set validation, for instance to 0.1")
+    if made.evaluate_on == "validation" and made.validation == 0:
+        raise InputError("evaluate_on validation needs some: set validation, for instance to 0.1")
+
+
+def _field(name: str) -> dataclasses.Field[Any]:
+    return next(field for field in settings.fields(Recipe) if field.name == name)

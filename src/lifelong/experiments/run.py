@@ -1,0 +1,374 @@
+"""One recipe run from one end to the other: train, measure after each task, save, and leave a result."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import filelock
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from lifelong import tree
+from lifelong.errors import InputError
+from lifelong.experiments import build, memory
+from lifelong.experiments import result as results
+from lifelong.experiments.recipe import Recipe, differences, record
+from lifelong.experiments.result import Tally
+from lifelong.learner import Learner
+from lifelong.methods import Method
+from lifelong.streams import Scenario, Stream
+from lifelong.training import checkpoint, loop, state
+from lifelong.training.early_stopping import EarlyStopping
+from lifelong.training.evaluation import accuracy, needs_task_id
+from lifelong.training.loop import EpochDone, Event, Step, StepsDone, TaskDone, TaskStarted
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A row of the accuracy matrix: all tasks measured after `learned` of them."""
+
+    learned: int
+    accuracy: list[float]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The run is over, and this is its result."""
+
+    result: dict[str, Any]
+
+
+RunEvent: TypeAlias = Event | Evaluated | Finished
+
+
+@dataclass
+class Run:
+    """All that is at work in one run.
+
+    Args:
+        recipe: what makes it.
+        stream, learner, method: what the recipe names.
+        stopping: the early stop, or None.
+        tally: what is counted as it goes.
+        folder: where state and result go, or None for a run that leaves nothing on disk.
+    """
+
+    recipe: Recipe
+    stream: Stream
+    learner: Learner
+    method: Method
+    stopping: EarlyStopping | None
+    tally: Tally
+    folder: Path | None
+
+
+@dataclass(frozen=True)
+class Every:
+    """How often state is saved within a task: every `steps` steps, or every `seconds`."""
+
+    steps: int | None = None
+    seconds: float | None = 60.0
+
+    @classmethod
+    def parse(cls, text: str) -> Every:
+        """Return what `500` (steps) or `30s` (seconds) says.
+
+        Raises:
+            InputError: neither.
+        """
+        number = text.removesuffix("s")
+        if not number.isdigit() or int(number) == 0:
+            raise InputError(f"checkpoint_every = {text!r} must be a number of steps (500) or of seconds (30s)")
+        return cls(None, float(number)) if text.endswith("s") else cls(int(number), None)
+
+
+def run(
+    recipe: Recipe,
+    out: Path | None = None,
+    *,
+    resume: bool = False,
+    stream: Stream | None = None,
+    model: nn.Module | None = None,
+) -> dict[str, Any]:
+    """Run `recipe` and return its result, with the fields of `result.json`; arguments as for `events`."""
+    for event in events(recipe, out, resume=resume, stream=stream, model=model):
+        if isinstance(event, Finished):
+            return event.result
+    raise AssertionError("a run ends with its result")
+
+
+def events(
+    recipe: Recipe,
+    out: Path | None = None,
+    *,
+    resume: bool = False,
+    checkpoint_every: Every | None = None,
+    stream: Stream | None = None,
+    model: nn.Module | None = None,
+) -> Iterator[RunEvent]:
+    """Run `recipe`, yielding what happens; the last event is `Finished`.
+
+    Args:
+        recipe: what to run.
+        out: folder for `recipe.json`, `events.jsonl`, checkpoints, `model.safetensors` and `result.json`; None leaves
+            nothing on disk.
+        resume: go on from the last checkpoint in `out`, to the bits of a run that was never interrupted.
+        checkpoint_every: how often to save within a task; once a minute by default.
+        stream: tasks to learn instead of the recipe's.
+        model: a classifier to learn with instead of the recipe's.
+
+    Raises:
+        InputError: a recipe that cannot be run, or a folder that holds another one.
+        StateError: a checkpoint that cannot be read.
+        DivergedError: the loss is not a finite number; the last good checkpoint stays.
+    """
+    if out is None:
+        yield from _events(_prepare(recipe, None, stream, model), Every())
+        return
+    claim(out, recipe, resume)
+    try:
+        with filelock.FileLock(out / ".lock", timeout=0):
+            yield from _in_folder(recipe, out, checkpoint_every or Every(), stream, model)
+    except filelock.Timeout:
+        raise InputError(f"{out} is being written by another process: wait for it, or choose another --out") from None
+
+
+def claim(out: Path, recipe: Recipe, resume: bool) -> None:
+    """Make `out` the folder of `recipe`, or check that it is.
+
+    Raises:
+        InputError: `out` holds something else, another recipe, or a run of this one that nobody asked to resume.
+    """
+    ours, path = record(recipe), out / "recipe.json"
+    if path.is_file():
+        try:
+            theirs = json.loads(path.read_text())
+        except ValueError:
+            raise InputError(f"{path} is not readable: remove {out}, or choose another --out") from None
+        odd = differences(ours, theirs)
+        if odd:
+            first = odd[0]
+            raise InputError(
+                f"{out} holds a run of another recipe ({first} = {theirs.get(first)} there, {ours.get(first)} here): "
+                "choose another --out"
+            )
+        if not resume:
+            raise InputError(f"{out} holds this run already: add --resume to go on with it, or choose another --out")
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} exists and holds no run: choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_json(path, ours)
+
+
+def _in_folder(
+    recipe: Recipe, out: Path, every: Every, stream: Stream | None, model: nn.Module | None
+) -> Iterator[RunEvent]:
+    if (out / "result.json").is_file():
+        yield Finished(results.read(out / "result.json"))
+        return
+    saved = checkpoint.load_checkpoint(out / "checkpoints")
+    if saved is not None:
+        recipe = dataclasses.replace(recipe, threads=saved[0]["threads"])
+    running = _prepare(recipe, out, stream, model)
+    if saved is not None:
+        _restore(running, *saved)
+    with open(out / "events.jsonl", "a", encoding="utf-8") as journal:
+        for event in _events(running, every):
+            line = _line(event)
+            if line is not None:
+                journal.write(json.dumps(line) + "\n")
+                journal.flush()
+            yield event
+
+
+def _prepare(recipe: Recipe, out: Path | None, stream: Stream | None, model: nn.Module | None) -> Run:
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
+    method = build.method(recipe)  # first: a wrong setting should be known before any data is read
+    torch.manual_seed(recipe.seed)
+    if build.device(recipe.device).type == "cuda":
+        # Some kernels of the GPU add in any order; the same seed must give the same bits.
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    tasks = stream if stream is not None else build.stream(recipe)
+    learner = build.learner(recipe, tasks, model)
+    stopping = None if recipe.early_stopping is None else EarlyStopping(recipe.early_stopping)
+    memory.reset_peak()
+    return Run(recipe, tasks, learner, method, stopping, Tally(), out)
+
+
+def _events(running: Run, every: Every) -> Iterator[RunEvent]:
+    tally, clock = running.tally, running.learner.clock
+    if not tally.accuracy:
+        yield _evaluate(running, 0)
+    last_saved, started = time.monotonic(), time.perf_counter()
+    paused = 0.0  # seconds of the task that were spent watching and saving
+    for event in loop.train(running.learner, running.method, running.stream, build.schedule(running.recipe)):
+        kind = type(event)
+        if kind is Step:
+            tally.train_samples += len(event.targets)  # type: ignore[union-attr]
+            if not event.epoch_ends and _due(every, clock.step, last_saved):  # type: ignore[union-attr]
+                paused += _save(running, started, paused)
+                last_saved = time.monotonic()
+        elif isinstance(event, TaskStarted):
+            tally.old_samples = max(tally.old_samples, event.old_samples)
+            if running.stopping is not None and clock.step == 0:
+                running.stopping.start()
+            started, paused = time.perf_counter(), 0.0
+        elif isinstance(event, EpochDone):
+            paused += _watch(running, event)
+            if _due(every, clock.step, last_saved):
+                paused += _save(running, started, paused)
+                last_saved = time.monotonic()
+        elif isinstance(event, StepsDone):
+            if running.stopping is not None:
+                running.stopping.finish(running.learner)
+            _synchronize(running.learner)
+            tally.seconds.train += time.perf_counter() - started - paused
+            started = time.perf_counter()
+        elif isinstance(event, TaskDone):
+            _synchronize(running.learner)
+            tally.seconds.consolidate += time.perf_counter() - started
+            yield event
+            yield _evaluate(running, clock.task)
+            _save(running, 0.0, None)
+            last_saved = time.monotonic()
+            continue
+        yield event
+    yield Finished(_finish(running))
+
+
+def _due(every: Every, step: int, last_saved: float) -> bool:
+    if every.steps is not None:
+        return step % every.steps == 0
+    return every.seconds is not None and time.monotonic() - last_saved >= every.seconds
+
+
+def _watch(running: Run, event: EpochDone) -> float:
+    if running.stopping is None:
+        return 0.0
+    begun = time.perf_counter()
+    running.stopping.look(running.learner, running.method, event.task)
+    spent = time.perf_counter() - begun
+    running.tally.seconds.evaluate += spent
+    return spent
+
+
+def _evaluate(running: Run, learned: int) -> Evaluated:
+    begun = time.perf_counter()
+    on_test = running.recipe.evaluate_on == "test"
+    splits = [task.test if on_test else task.validation for task in running.stream.tasks]
+    row = [
+        accuracy(running.learner, running.method, task, split)
+        for task, split in zip(running.stream.tasks, splits, strict=True)
+    ]
+    running.tally.accuracy.append(row)
+    running.tally.test_samples += sum(len(split) for split in splits)
+    running.tally.seconds.evaluate += time.perf_counter() - begun
+    return Evaluated(learned, row)
+
+
+def _save(running: Run, started: float, paused: float | None) -> float:
+    """Save the state; `paused` is None between tasks. Returns the seconds that it took."""
+    begun = time.perf_counter()
+    running.tally.peak_rss_bytes = max(running.tally.peak_rss_bytes, memory.peak_bytes())
+    if running.folder is not None:
+        tensors: dict[str, Tensor] = {}
+        tally = dataclasses.asdict(running.tally)
+        if paused is not None:
+            tally["seconds"]["train"] += begun - started - paused
+        content = {
+            "threads": torch.get_num_threads(),
+            "learner": state.save_learner(running.learner, tensors),
+            "method": state.capture(running.method, "method", tensors),
+            "stopping": state.capture(running.stopping, "stopping", tensors),
+            "tally": tally,
+        }
+        checkpoint.save_checkpoint(
+            running.folder / "checkpoints", running.learner.clock.total_steps + running.learner.clock.task, content, tensors
+        )
+    return time.perf_counter() - begun
+
+
+def _restore(running: Run, saved: Any, tensors: dict[str, Tensor]) -> None:
+    learner = running.learner
+    state.load_learner(learner, running.stream, saved["learner"], tensors, running.recipe.keep_optimizer)
+    state.restore(running.method, saved["method"], "method", tensors, learner.device)
+    if running.stopping is not None:
+        state.restore(running.stopping, saved["stopping"], "stopping", tensors, learner.device)
+    state.restore(running.tally, saved["tally"], "tally", tensors, learner.device)
+
+
+def _finish(running: Run) -> dict[str, Any]:
+    recipe, tally, stream = running.recipe, running.tally, running.stream
+    tally.peak_rss_bytes = max(tally.peak_rss_bytes, memory.peak_bytes())
+    weights = [len(task.test) for task in stream.tasks] if stream.scenario is Scenario.CLASS else None
+    model = tree.weights(running.learner.model)
+    kept = max(tally.stored_samples, tally.old_samples)
+    result = {
+        "recipe": record(recipe),
+        "experiment": None,
+        "label": recipe.method,
+        "method": recipe.method,
+        "settings": _settings(running.method),
+        "seed": recipe.seed,
+        "stream": stream.name,
+        "data": stream.data,
+        "scenario": stream.scenario.value,
+        "tasks": [task.name for task in stream.tasks],
+        "accuracy": tally.accuracy,
+        **results.measures(tally.accuracy, weights),
+        "seconds": {**dataclasses.asdict(tally.seconds), "total": tally.seconds.total},
+        "train_samples_per_second": tally.train_samples / max(tally.seconds.train, 1e-9),
+        "predict_samples_per_second": tally.test_samples / max(tally.seconds.evaluate, 1e-9),
+        "memory": {
+            "model_bytes": sum(tensor.numel() * tensor.element_size() for tensor in model.values()),
+            "method_bytes": state.method_bytes(running.method),
+            "stored_samples": kept,
+            "peak_rss_bytes": tally.peak_rss_bytes,
+        },
+        "needs_old_data": kept > 0,
+        "needs_task_id": needs_task_id(running.learner, running.method, stream.tasks),
+        "parameters": tree.size(tree.parameters(running.learner.model)),
+        "device": str(running.learner.device),
+        "threads": torch.get_num_threads(),
+        "expected": None,
+        **results.surroundings(),
+    }
+    if running.folder is not None:
+        whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.items()}
+        checkpoint.write_file(running.folder / "model.safetensors", save(whole))
+        checkpoint.write_json(running.folder / "result.json", result)
+    return result
+
+
+def _settings(method: Method) -> dict[str, Any]:
+    from lifelong.methods import Chain
+    from lifelong.settings import fields
+
+    if isinstance(method, Chain):
+        return {name: _settings(part) for name, part in method.methods.items()}
+    return {field.name: getattr(method, field.name) for field in fields(type(method))}
+
+
+def _line(event: RunEvent) -> dict[str, Any] | None:
+    """Return what `events.jsonl` says of `event`, or None for one that it leaves out."""
+    if isinstance(event, TaskStarted):
+        return {"event": "task started", "task": event.task.name, "steps": event.steps}
+    if isinstance(event, Evaluated):
+        return {"event": "evaluated", "learned": event.learned, "accuracy": event.accuracy}
+    if isinstance(event, Finished):
+        return {"event": "finished", "average_accuracy": event.result["average_accuracy"]}
+    return None
+
+
+def _synchronize(learner: Learner) -> None:
+    if learner.device.type != "cpu":
+        torch.accelerator.synchronize(learner.device)

@@ -1,0 +1,93 @@
+"""TensorBoard, Weights & Biases or MLflow beside the progress bar, through accelerate's trackers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from lifelong.errors import InputError, unknown
+from lifelong.experiments.compare import Failed
+from lifelong.experiments.plan import Planned
+from lifelong.experiments.recipe import Recipe, record
+from lifelong.experiments.run import Evaluated, Finished, RunEvent
+from lifelong.training.loop import Step
+
+# A value a step would make logs larger than the model.
+_EVERY = 50
+
+
+def tracked(events: Iterable[RunEvent], recipe: Recipe, out: Path, name: str | None) -> Iterator[RunEvent]:
+    """Yield `events`, telling the tracker called `name` of losses and accuracies; None tracks nothing.
+
+    Args:
+        events: of one run.
+        recipe: noted as the run's settings.
+        out: where trackers that write files put them.
+        name: one that accelerate knows: tensorboard, wandb, mlflow ...
+
+    Raises:
+        InputError: an unknown tracker, or one that is not installed.
+    """
+    if name is None:
+        yield from events
+        return
+    tracker = _tracker(name, recipe, out)
+    steps = 0
+    try:
+        for event in events:
+            if isinstance(event, Step):
+                steps += 1
+                if steps % _EVERY == 0:
+                    tracker.log({"loss": float(event.loss), "batch accuracy": event.accuracy()}, step=steps)
+            elif isinstance(event, Evaluated):
+                row = {f"accuracy/{index + 1}": each for index, each in enumerate(event.accuracy)}
+                tracker.log(row, step=steps)
+            elif isinstance(event, Finished):
+                tracker.log({"average accuracy": event.result["average_accuracy"]}, step=steps)
+            yield event
+    finally:
+        tracker.finish()
+
+
+def tracked_all(
+    events: Iterable[tuple[Planned, RunEvent | Failed]], out: Path, name: str | None
+) -> Iterator[tuple[Planned, RunEvent | Failed]]:
+    """Yield the events of a comparison, with a tracker for each of its runs as `tracked` has for one."""
+    if name is None:
+        yield from events
+        return
+    iterator = iter(events)
+    pending = next(iterator, None)
+    while pending is not None:
+        current = pending[0]
+        ahead: list[tuple[Planned, RunEvent | Failed]] = []
+
+        def of_run(first: RunEvent | Failed = pending[1], run: Planned = current) -> Iterator[Any]:
+            yield first
+            for each in iterator:
+                if each[0] is not run:
+                    ahead.append(each)
+                    return
+                yield each[1]
+
+        for event in tracked(of_run(), current.recipe, out / current.folder, name):
+            yield current, event
+        pending = ahead[0] if ahead else None
+
+
+def _tracker(name: str, recipe: Recipe, out: Path) -> Any:
+    from accelerate import PartialState
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    if name not in LOGGER_TYPE_TO_CLASS:
+        raise unknown("tracker", name, LOGGER_TYPE_TO_CLASS)
+    if name not in [str(getattr(each, "value", each)) for each in get_available_trackers()]:
+        raise InputError(f"tracker {name} is not installed: pip install {name}")
+    PartialState()  # the trackers ask it whether they are on the main process
+    kind = LOGGER_TYPE_TO_CLASS[name]
+    tracker = kind("lifelong", **({"logging_dir": str(out)} if kind.requires_logging_directory else {}))
+    tracker.start()
+    flat = {key: str(each) for key, each in record(recipe).items()}
+    tracker.store_init_configuration(flat)
+    return tracker

@@ -1,0 +1,111 @@
+"""All that training changes, as plain fields: data, no behaviour of its own beyond keeping them in step."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lifelong import tree
+from lifelong.models import Network
+from lifelong.streams.task import Scenario, Task
+from lifelong.tree import Params
+
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
+
+
+@dataclass
+class Clock:
+    """Where training stands: the task, the step within it, and all steps so far."""
+
+    task: int = 0
+    step: int = 0
+    total_steps: int = 0
+    stop_task: bool = False
+
+
+@dataclass
+class Batch:
+    """What one step learns from.
+
+    Args:
+        inputs: `[batch, ...]` as the network takes them.
+        targets: `[batch]` int64, in the numbering of the head.
+        task: index of the task, or `[batch]` int64 where samples differ in it.
+        features: `[batch, width]`, what the trunk made of the inputs; filled in by the forward pass.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    task: int | Tensor
+    features: Tensor = field(default_factory=lambda: torch.empty(0))
+
+
+@dataclass
+class Learner:
+    """A network, its optimiser, and where they stand.
+
+    Args:
+        model: trunk and head.
+        make_optimizer: builds the optimiser for a list of parameters.
+        scenario: what is known at prediction time.
+        seed: of everything that is drawn while learning.
+        device: where model and data live.
+        autocast: the dtype of mixed precision, or None for the parameters' own.
+        planned_tasks: length of the stream where it is known beforehand, or None.
+    """
+
+    model: Network
+    make_optimizer: MakeOptimizer
+    scenario: Scenario
+    seed: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    autocast: torch.dtype | None = None
+    planned_tasks: int | None = None
+    clock: Clock = field(default_factory=Clock)
+    params: Params = field(init=False, default_factory=dict)
+    optimizer: Optimizer = field(init=False)
+
+    def precision(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the context in which forward passes run: autocast, or nothing."""
+        if self.autocast is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.autocast)
+
+
+def grow(learner: Learner, task: Task) -> None:
+    """Give the head what `task` needs; afterwards `learner.params` are the trainable parameters of all tasks so far."""
+    learner.model.head.grow(len(task.classes))
+    learner.model.to(learner.device)
+    learner.params = tree.parameters(learner.model)
+
+
+def renew_optimizer(learner: Learner, keep: bool) -> None:
+    """Make the optimiser ready for a task: afresh, or (`keep`) with its state and the parameters that are new."""
+    if not keep or learner.clock.task == 0:
+        learner.optimizer = learner.make_optimizer(learner.params.values())  # type: ignore[arg-type]
+        return
+    known = {id(parameter) for group in learner.optimizer.param_groups for parameter in group["params"]}
+    added = [parameter for parameter in learner.params.values() if id(parameter) not in known]
+    if added:
+        learner.optimizer.add_param_group({"params": added})
+
+
+def freeze(learner: Learner, module: nn.Module) -> None:
+    """Stop `module` from learning: its parameters get no gradient and its normalisation keeps its statistics."""
+    module.requires_grad_(False)
+    learner.params = tree.parameters(learner.model)
+
+
+def train_mode(model: nn.Module) -> None:
+    """Put `model` in training mode, except modules whose own parameters are all frozen: their statistics stay."""
+    model.train()
+    for module in model.modules():
+        own = list(module.parameters(recurse=False))
+        if own and not any(parameter.requires_grad for parameter in own):
+            module.eval()

@@ -1,0 +1,60 @@
+"""Continual-learning methods, one a file, and the explicit dict of their names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lifelong import settings
+from lifelong.errors import InputError, unknown
+from lifelong.methods.anchor import Anchor
+from lifelong.methods.chain import Chain
+from lifelong.methods.ewc import EWC
+from lifelong.methods.feature_extraction import FeatureExtraction
+from lifelong.methods.joint import Joint
+from lifelong.methods.l2 import L2
+from lifelong.methods.lwf import LwF
+from lifelong.methods.mas import MAS
+from lifelong.methods.method import Method
+from lifelong.methods.naive import Naive
+from lifelong.methods.rwalk import RWalk
+from lifelong.methods.scp import SCP
+from lifelong.methods.si import SI
+
+METHODS: dict[str, type[Method]] = {
+    "naive": Naive,
+    "feature-extraction": FeatureExtraction,
+    "joint": Joint,
+    "l2": L2,
+    "lwf": LwF,
+    "ewc": EWC,
+    "mas": MAS,
+    "si": SI,
+    "rwalk": RWalk,
+    "scp": SCP,
+}
+
+__all__ = ["EWC", "L2", "MAS", "METHODS", "SCP", "SI", "Anchor", "Chain", "FeatureExtraction", "Joint", "LwF"]
+__all__ += ["Method", "Naive", "RWalk", "build"]
+
+
+def build(name: str, values: Mapping[str, Any]) -> Method:
+    """Return the method called `name`, or the chain of several, as in `ewc+lwf`.
+
+    Args:
+        name: keys of `METHODS` joined by `+`.
+        values: settings; those of a chain are nested under the names of its methods.
+
+    Raises:
+        InputError: an unknown method or setting, or a value out of range.
+    """
+    names = name.split("+")
+    for each in names:
+        if each not in METHODS:
+            raise unknown("method", each, METHODS)
+    if len(names) == 1:
+        return settings.build(METHODS[name], values, f"method {name}")
+    for key, nested in values.items():
+        if key not in names or not isinstance(nested, Mapping):
+            raise InputError(f"method {name}: settings go under the names of its parts, such as {names[0]}.{key}")
+    return Chain({each: settings.build(METHODS[each], values.get(each, {}), f"method {each}") for each in names})

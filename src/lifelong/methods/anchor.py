@@ -1,0 +1,70 @@
+"""One quadratic that holds parameters to where old tasks left them, whatever the number of tasks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lifelong import tree
+from lifelong.tree import Params
+
+
+@dataclass
+class Anchor:
+    """The penalty `strength/2 * sum_i A_i (theta_i - c_i)^2` that every importance method shares.
+
+    A sum over tasks `1/2 sum_t F_t (theta - theta*_t)^2` is, but for a constant, one quadratic with weight
+    `A = sum_t F_t` and centre `c = sum_t F_t theta*_t / A`; so two trees replace two per task.
+
+    Args:
+        weight: `A`, non-negative; empty before the first task.
+        centre: `c`, of the same names and shapes.
+    """
+
+    weight: Params = field(default_factory=dict)
+    centre: Params = field(default_factory=dict)
+
+    def add(self, importance: Params, theta: Params) -> None:
+        """Add the quadratic of `importance` around `theta`; names that are new are taken in, others' stay."""
+        with torch.no_grad():
+            for name, weight in importance.items():
+                point = theta[name].detach()
+                if name not in self.weight:
+                    self.weight[name], self.centre[name] = weight.clone(), point.clone()
+                    continue
+                total = self.weight[name] + weight
+                # Where nothing weighs, the centre is irrelevant: the share is 0 and no 0/0 arises.
+                share = torch.where(total > 0, weight / total, 0.0)
+                self.centre[name].lerp_(point, share)
+                self.weight[name] = total
+
+    def recentre(self, weight: Params, theta: Params) -> None:
+        """Make the quadratic that of `weight` around `theta`; parameters that `weight` lacks keep theirs."""
+        self.weight.update(tree.snapshot(weight))
+        self.centre.update(tree.snapshot({name: theta[name] for name in weight}))
+
+    def pull_(self, params: Params, strength: float) -> None:
+        """Add the penalty's gradient `strength * A (theta - c)` to the gradients of `params`, in place.
+
+        Done after `backward()`, so no graph is built. Parameters without a gradient did not take part in the step.
+        """
+        names = [name for name in self.weight if name in params and params[name].grad is not None]
+        if not names or strength == 0:
+            return
+        with torch.no_grad():
+            away = torch._foreach_sub(tree.leaves(params, names), tree.leaves(self.centre, names))
+            torch._foreach_addcmul_(gradients(params, names), tree.leaves(self.weight, names), away, value=strength)
+
+    def penalty(self, params: Params, strength: float) -> Tensor:
+        """Return the penalty itself, a 0-d tensor; training needs only its gradient."""
+        names = [name for name in self.weight if name in params]
+        theta = {name: params[name] for name in names}
+        away = tree.sub(theta, {name: self.centre[name] for name in names})
+        return tree.dot({name: self.weight[name] for name in names}, tree.mul(away, away)) * (strength / 2)
+
+
+def gradients(params: Params, names: list[str]) -> list[Tensor]:
+    """Return the `.grad` of the parameters `names`, which must have one."""
+    return [grad for name in names if (grad := params[name].grad) is not None]

@@ -1,0 +1,78 @@
+"""Learning without forgetting."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lifelong import tree
+from lifelong.learner import Batch, Learner
+from lifelong.methods.method import Method, state, transient
+from lifelong.models import Network
+from lifelong.models.heads import MultiHead
+from lifelong.settings import setting
+from lifelong.streams.task import Scenario, Task
+from lifelong.tree import Params
+
+
+@dataclass
+class LwF(Method):
+    """Hold the answers on the *new* inputs to those of the network before the task.
+
+    `loss = r * CE + (1 - r) * T^2 * KL(p_old^(1/T) || p^(1/T))`, averaged over the heads of old tasks where each has
+    its own, over the old classes only where the head grows (Li & Hoiem 2016, 1606.09282, eq. 3; the T^2 of Hinton et
+    al. 2015 keeps the gradients' size). By default r = 1/t at the t-th task.
+    """
+
+    family: ClassVar[str] = "distillation"
+    paper: ClassVar[str] = "1606.09282"
+
+    strength: float = setting(1.0, "multiplies the distillation term, at least 0", ge=0)
+    new_share: float | None = setting(None, "weight r of the new task's loss, 0 to 1; 1/t by default", ge=0, le=1)
+    temperature: float = setting(2.0, "softens both distributions, above 0", gt=0)
+    teacher: Params = state(dict)
+    outputs: list[int] = state(list)
+    network: Network | None = transient(lambda: None)
+
+    def before_task(self, learner: Learner, task: Task) -> None:
+        self.outputs.append(len(task.classes))
+        self.network = None
+
+    def loss(self, learner: Learner, batch: Batch, logits: Tensor, loss: Tensor) -> Tensor:
+        if not self.teacher or self.strength == 0:
+            return loss
+        share = 1 / len(self.outputs) if self.new_share is None else self.new_share
+        return share * loss + (1 - share) * self.strength * self._distillation(learner, batch, logits)
+
+    def after_task(self, learner: Learner, task: Task) -> None:
+        self.teacher = tree.snapshot(tree.weights(learner.model))
+
+    def _distillation(self, learner: Learner, batch: Batch, logits: Tensor) -> Tensor:
+        teacher = self._teacher(learner)
+        with torch.no_grad():
+            features = teacher.features(batch.inputs)
+        head = learner.model.head
+        if learner.scenario is Scenario.TASK and isinstance(head, MultiHead):
+            pairs = [(head(batch.features, k), teacher.head(features, k)) for k in range(len(self.outputs) - 1)]
+        else:
+            old = sum(self.outputs[:-1]) if learner.scenario is Scenario.CLASS else logits.shape[1]
+            pairs = [(logits[:, :old], teacher.head(features, batch.task)[:, :old])]
+        terms = [self._divergence(student, target.detach()) for student, target in pairs]
+        return torch.stack(terms).mean()
+
+    def _divergence(self, student: Tensor, target: Tensor) -> Tensor:
+        """Mean over the batch of `T^2 * KL(target || student)` for logits `[batch, outputs]`."""
+        warm, cold = F.log_softmax(student / self.temperature, 1), F.log_softmax(target / self.temperature, 1)
+        return F.kl_div(warm, cold, log_target=True, reduction="batchmean") * self.temperature**2
+
+    def _teacher(self, learner: Learner) -> Network:
+        if self.network is None:
+            self.network = copy.deepcopy(learner.model).requires_grad_(False).eval()
+            live = tree.weights(self.network)
+            tree.copy_({name: live[name] for name in self.teacher}, self.teacher)
+        return self.network

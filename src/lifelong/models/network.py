@@ -1,0 +1,107 @@
+"""A network is a trunk and a head; any module becomes one by taking its last linear layer off."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lifelong import randomness
+from lifelong.errors import InputError, closest
+from lifelong.models.heads import GrowingHead, MultiHead, SingleHead
+
+HeadKind = Literal["single", "multi", "growing"]
+
+
+class Network(nn.Module):
+    """What learns: `logits = head(trunk(inputs), task)`.
+
+    Args:
+        trunk: maps inputs to features `[batch, width]`.
+        head: maps features and task to logits, and grows when a task comes.
+    """
+
+    def __init__(self, trunk: nn.Module, head: SingleHead | MultiHead) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.head = head
+
+    def features(self, inputs: Tensor) -> Tensor:
+        """Return features `[batch, width]` of `inputs` `[batch, ...]`."""
+        features: Tensor = self.trunk(inputs)
+        return features
+
+    def forward(self, inputs: Tensor, task: int | Tensor) -> Tensor:
+        """Return logits `[batch, outputs]`; `task` is an index, or `[batch]` int64 where samples differ in it."""
+        logits: Tensor = self.head(self.trunk(inputs), task)
+        return logits
+
+
+def with_head(
+    trunk: nn.Module, kind: HeadKind, *, sample: Tensor, classes: tuple[int, ...], outputs: int,
+    mask_unseen: bool = False, seed: int = 0,
+) -> Network:
+    """Return `trunk` with a head on it.
+
+    Args:
+        trunk: maps a batch of inputs to features `[batch, width]`.
+        kind: `single` (one layer, fully allocated), `multi` (a layer a task), `growing` (adds each task's classes).
+        sample: `[2, ...]`, two inputs as the trunk takes them, to learn its width from.
+        classes: the number of classes of each task, as far as they are known beforehand.
+        outputs: what a single head answers with; the others take theirs as tasks come.
+        mask_unseen: a single head answers only for classes seen so far.
+        seed: of the weights of the head, whenever its layers come.
+
+    Raises:
+        InputError: a trunk that does not take such samples, or whose output is not `[batch, width]`.
+    """
+    width = _width(trunk, sample)
+
+    def block(index: int, count: int) -> nn.Linear:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(randomness.derive(seed, "head", index))
+            return nn.Linear(width, count)
+
+    if kind == "single":
+        return Network(trunk, SingleHead(block(0, outputs), mask_unseen))
+    return Network(trunk, MultiHead(block, classes) if kind == "multi" else GrowingHead(block, classes))
+
+
+def without_head(module: nn.Module, head: str | None = None) -> nn.Module:
+    """Return `module` with its last linear layer replaced by the identity, so that it yields features.
+
+    Args:
+        module: a classifier; changed in place.
+        head: dotted name of the layer to take off; by default the last `nn.Linear` in the order of definition.
+
+    Raises:
+        InputError: no linear layer, or no module of that name.
+    """
+    linear = [name for name, child in module.named_modules() if isinstance(child, nn.Linear)]
+    if head is not None and head not in linear:
+        raise InputError(f"the model has no linear layer {head!r}{closest(head, linear) or f': it has {linear}'}")
+    if not linear:
+        raise InputError(f"{type(module).__name__} has no linear layer to take off as its head")
+    name = head or linear[-1]
+    if name == "":
+        return nn.Identity()
+    parent, _, child = name.rpartition(".")
+    setattr(module.get_submodule(parent), child, nn.Identity())
+    return module
+
+
+def _width(trunk: nn.Module, sample: Tensor) -> int:
+    training = trunk.training
+    trunk.eval()
+    try:
+        with torch.no_grad():
+            shape = tuple(trunk(sample).shape)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"the model does not take samples of shape {tuple(sample.shape[1:])}: {reason}") from error
+    finally:
+        trunk.train(training)
+    if len(shape) != 2:
+        raise InputError(f"the model's features have the shape {shape} for a batch of 2: they must be [batch, width]")
+    return shape[1]

@@ -1,0 +1,63 @@
+"""The small networks of the papers: a multilayer perceptron and a convolutional net, without their heads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from lifelong.errors import InputError
+from lifelong.settings import setting
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh, "elu": nn.ELU}
+
+
+@dataclass(frozen=True)
+class MLP:
+    """Fully connected layers over the flattened input."""
+
+    hidden: tuple[int, ...] = setting((256, 256), "units of each hidden layer")
+    activation: Literal["relu", "gelu", "tanh", "elu"] = setting("relu", "what follows each layer")
+    dropout: float = setting(0.0, "share of units dropped in training, 0 to 1", ge=0, lt=1)
+    bias: bool = setting(True, "layers have biases")
+
+    def trunk(self, shape: tuple[int, ...]) -> nn.Module:
+        """Return the hidden layers for samples of `shape`."""
+        width, layers = 1, [nn.Flatten()]  # type: list[nn.Module]
+        for side in shape:
+            width *= side
+        for units in self.hidden:
+            layers += [nn.Linear(width, units, bias=self.bias), ACTIVATIONS[self.activation]()]
+            if self.dropout:
+                layers.append(nn.Dropout(self.dropout))
+            width = units
+        return nn.Sequential(*layers)
+
+
+@dataclass(frozen=True)
+class ConvNet:
+    """Blocks of 3x3 convolution, normalisation, ReLU and 2x2 max pooling, then the mean over positions."""
+
+    channels: tuple[int, ...] = setting((32, 64, 128), "channels of each block")
+    norm: Literal["batch", "group", "none"] = setting("batch", "normalisation after each convolution")
+
+    def trunk(self, shape: tuple[int, ...]) -> nn.Module:
+        """Return the blocks for images of `shape` `(channels, height, width)`."""
+        if len(shape) != 3:
+            raise InputError(f"model convnet needs images [channels, height, width], and the data has {shape}: try mlp")
+        layers: list[nn.Module] = []
+        width, side = shape[0], min(shape[1:])
+        for channels in self.channels:
+            layers += [nn.Conv2d(width, channels, 3, padding=1, bias=self.norm == "none"), *self._norm(channels), nn.ReLU()]
+            if side >= 2:
+                layers.append(nn.MaxPool2d(2))
+                side //= 2
+            width = channels
+        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    def _norm(self, channels: int) -> list[nn.Module]:
+        if self.norm == "batch":
+            return [nn.BatchNorm2d(channels)]
+        return [nn.GroupNorm(min(8, channels), channels)] if self.norm == "group" else []

@@ -1,0 +1,79 @@
+"""A setting is a dataclass field, declared once: command line, recipes, docs and results read it from there."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, get_type_hints
+
+from lifelong.errors import InputError, closest
+
+T = TypeVar("T")
+
+
+def setting(default: Any, meaning: str, **limits: Any) -> Any:
+    """Declare a dataclass field that a user may set.
+
+    Args:
+        default: the value when the user says nothing.
+        meaning: one line for `--help` and the docs, with unit and range.
+        limits: pydantic's constraints: `ge`, `gt`, `le`, `lt`, `pattern`, `min_length` ...
+    """
+    return dataclasses.field(
+        **({"default_factory": default} if isinstance(default, Callable) else {"default": default}),  # type: ignore[arg-type]
+        metadata={"meaning": meaning, "limits": limits},
+    )
+
+
+def fields(kind: type) -> list[dataclasses.Field[Any]]:
+    """Return the fields of the dataclass `kind` that its constructor takes: its settings."""
+    return [field for field in dataclasses.fields(kind) if field.init]
+
+
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """Return the value that a setting has when nobody sets it."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def build(kind: type[T], values: Mapping[str, Any], where: str) -> T:
+    """Return `kind(**values)` with every value checked and converted to the type of its field.
+
+    Args:
+        kind: a dataclass whose fields were declared with `setting`.
+        values: as they came from the command line (strings) or from YAML.
+        where: names the group in errors, such as `method ewc`.
+
+    Raises:
+        InputError: a name that is no setting, a value of another type, or one out of range.
+    """
+    known = {field.name: field for field in fields(kind)}
+    for name in values:
+        if name not in known:
+            listed = ", ".join(known) or "none"
+            raise InputError(f"{where} has no setting {name!r}{closest(name, known) or f': it has {listed}'}")
+    return kind(**_checked(kind, values, where))
+
+
+def _checked(kind: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    # Imported here: `lifelong --help` needs no validation, and pydantic costs a tenth of a second.
+    import pydantic
+
+    hints = get_type_hints(kind)
+    declared: dict[str, Any] = {
+        field.name: (hints[field.name], pydantic.Field(None, **field.metadata.get("limits", {})))
+        for field in fields(kind)
+    }
+    model = pydantic.create_model(
+        kind.__name__, __config__=pydantic.ConfigDict(allow_inf_nan=False, protected_namespaces=()), **declared
+    )
+    try:
+        checked = model(**values)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        reason = re.sub(r"^Value error, |^Input ", "", first["msg"])
+        raise InputError(f"{where}: {name} = {first['input']!r} {reason}") from None
+    return {name: getattr(checked, name) for name in values}

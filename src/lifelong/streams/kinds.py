@@ -1,0 +1,156 @@
+"""The kinds of stream: permuted, rotated, split by classes, and one data set a task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from lifelong import randomness
+from lifelong.data import Dataset, Samples
+from lifelong.errors import InputError
+from lifelong.streams.assemble import Cut, Part, assemble
+from lifelong.streams.task import Scenario, Stream
+from lifelong.streams.transforms import Permute, Rotate
+
+
+def permuted(
+    dataset: Dataset,
+    *,
+    tasks: int = 5,
+    scenario: Scenario = Scenario.DOMAIN,
+    first_unpermuted: bool = True,
+    seed: int = 0,
+    cut: Cut | None = None,
+) -> Stream:
+    """Return `tasks` tasks that each see all samples through a fixed random order of their numbers.
+
+    Goodfellow et al. 2013, 1312.6211; the same permutation is applied to training and test samples.
+
+    Args:
+        dataset: where the samples come from.
+        tasks: how many, at least 1.
+        scenario: with `class`, the same digit under another permutation counts as another class.
+        first_unpermuted: the first task sees the samples as they are.
+        seed: of the permutations.
+        cut: how training data is divided.
+    """
+    numbers = dataset.train.inputs[0].numel()
+    parts = []
+    for index in range(tasks):
+        order = torch.randperm(numbers, generator=randomness.generator(seed, "permutation", index))
+        arrange = None if first_unpermuted and index == 0 else Permute(order)
+        name = "unpermuted" if arrange is None else f"permutation {index}"
+        parts.append(Part(name, dataset.train, dataset.test, dataset.classes, arrange))
+    return assemble("permuted", dataset.name, scenario, parts, cut or Cut(seed=seed))
+
+
+def rotated(
+    dataset: Dataset,
+    *,
+    tasks: int = 5,
+    scenario: Scenario = Scenario.DOMAIN,
+    angles: Sequence[float] | None = None,
+    seed: int = 0,
+    cut: Cut | None = None,
+) -> Stream:
+    """Return `tasks` tasks that each see all images turned by their own angle (Lopez-Paz & Ranzato 2017, 1706.08840).
+
+    Args:
+        dataset: images `[samples, channels, height, width]`.
+        tasks: how many, at least 1.
+        scenario: as for `permuted`.
+        angles: degrees, one a task; by default evenly from 0 up to, not including, 180.
+        seed: of the division of training data.
+        cut: how training data is divided.
+
+    Raises:
+        InputError: inputs that are not images, or another number of angles than tasks.
+    """
+    if dataset.train.inputs.ndim != 4:
+        shape = tuple(dataset.train.inputs.shape[1:])
+        raise InputError(f"stream rotated needs images [channels, height, width], and {dataset.name} has {shape}")
+    degrees = [180.0 * index / tasks for index in range(tasks)] if angles is None else list(angles)
+    if len(degrees) != tasks:
+        raise InputError(f"angles names {len(degrees)} angles for {tasks} tasks: give one a task")
+    parts = [
+        Part(f"{angle:g} degrees", dataset.train, dataset.test, dataset.classes, Rotate(angle) if angle else None)
+        for angle in degrees
+    ]
+    return assemble("rotated", dataset.name, scenario, parts, cut or Cut(seed=seed))
+
+
+def split(
+    dataset: Dataset,
+    *,
+    tasks: int = 5,
+    scenario: Scenario = Scenario.CLASS,
+    classes_per_task: Sequence[int] | None = None,
+    shuffle_classes: bool = False,
+    seed: int = 0,
+    cut: Cut | None = None,
+) -> Stream:
+    """Return `tasks` tasks that divide the classes of `dataset` among them.
+
+    Args:
+        dataset: where the samples come from.
+        tasks: how many; at most the number of classes.
+        scenario: domain-incremental answers with the position of the class within its task.
+        classes_per_task: how many classes each task gets; by default as even as possible, earlier tasks the more.
+        shuffle_classes: draw the order of the classes by `seed` instead of taking theirs.
+        seed: of the order of classes.
+        cut: how training data is divided.
+
+    Raises:
+        InputError: more tasks than the classes allow.
+    """
+    count = len(dataset.classes)
+    sizes = list(classes_per_task) if classes_per_task else [len(c) for c in torch.arange(count).tensor_split(tasks)]
+    if tasks > count or 0 in sizes:
+        raise InputError(f"{tasks} tasks need at least {tasks} classes, and {dataset.name} has {count}")
+    if len(sizes) != tasks or sum(sizes) > count:
+        raise InputError(
+            f"classes_per_task {sizes} must name {tasks} sizes that sum to at most the {count} classes of {dataset.name}"
+        )
+    order = torch.randperm(count, generator=randomness.generator(seed, "classes")) if shuffle_classes else torch.arange(count)
+    ends = torch.tensor([0, *sizes]).cumsum(0).tolist()
+    parts = []
+    for start, end in pairwise(ends):
+        chosen = order[start:end]
+        names = tuple(dataset.classes[int(label)] for label in chosen)
+        train, test = _only(dataset.train, chosen, count), _only(dataset.test, chosen, count)
+        parts.append(Part("/".join(names) if len(names) <= 4 else f"{names[0]}...{names[-1]}", train, test, names))
+    return assemble("split", dataset.name, scenario, parts, cut or Cut(seed=seed))
+
+
+def domains(
+    datasets: Sequence[Dataset],
+    *,
+    scenario: Scenario = Scenario.DOMAIN,
+    seed: int = 0,
+    cut: Cut | None = None,
+) -> Stream:
+    """Return one task a data set, in the order given.
+
+    Raises:
+        InputError: data sets whose samples differ in shape.
+    """
+    first = datasets[0]
+    for other in datasets[1:]:
+        if other.train.inputs.shape[1:] != first.train.inputs.shape[1:]:
+            raise InputError(
+                f"samples of {other.name} have the shape {tuple(other.train.inputs.shape[1:])} and those of {first.name} "
+                f"{tuple(first.train.inputs.shape[1:])}: a stream of domains needs one (see image_size)"
+            )
+    parts = [Part(data.name, data.train, data.test, data.classes) for data in datasets]
+    return assemble("domains", ",".join(data.name for data in datasets), scenario, parts, cut or Cut(seed=seed))
+
+
+def _only(samples: Samples, chosen: Tensor, count: int) -> Samples:
+    local = torch.full((count,), -1)
+    local[chosen] = torch.arange(len(chosen))
+    targets = local[samples.targets]
+    keep = targets >= 0
+    return Samples(samples.inputs[keep], targets[keep])

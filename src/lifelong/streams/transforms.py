@@ -1,0 +1,55 @@
+"""What a stream does to whole batches of inputs; each keeps the dtype, so uint8 images stay small."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Permute:
+    """Reorder the numbers of each sample: `order` is `[numbers]` int64, the same for every sample."""
+
+    order: Tensor
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        order = self.order.to(inputs.device)
+        return inputs.flatten(1).index_select(1, order).view_as(inputs)
+
+
+@dataclass(frozen=True)
+class Rotate:
+    """Turn images `[batch, channels, height, width]` counter-clockwise by `degrees`."""
+
+    degrees: float
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        # In chunks: the sampling grid is two floats a pixel, eight times the images themselves.
+        angles = torch.full((len(inputs),), self.degrees, device=inputs.device)
+        turned = [rotate(x, a) for x, a in zip(inputs.split(4096), angles.split(4096), strict=True)]
+        return torch.cat(turned) if turned else inputs
+
+
+def rotate(images: Tensor, degrees: Tensor) -> Tensor:
+    """Return `images` turned counter-clockwise about their centre, bilinear, zeros outside.
+
+    Args:
+        images: `[batch, channels, height, width]`, uint8 or floating point.
+        degrees: `[batch]` floating point, an angle for each image.
+    """
+    angle = torch.deg2rad(degrees.to(torch.float32))
+    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    height, width = images.shape[-2:]
+    # affine_grid works in units of half the side, so an image that is not square needs its aspect put back.
+    rows = [torch.stack([cos, -sin * height / width, zero], 1), torch.stack([sin * width / height, cos, zero], 1)]
+    grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
+    turned = F.grid_sample(images.float(), grid, align_corners=False)
+    return turned.round_().to(images.dtype) if images.dtype == torch.uint8 else turned.to(images.dtype)
+
+
+def pad(images: Tensor, pixels: int) -> Tensor:
+    """Return `images` `[batch, channels, height, width]` with a border of `pixels` zeros on each side."""
+    return F.pad(images, [pixels] * 4)

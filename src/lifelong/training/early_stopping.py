@@ -1,0 +1,45 @@
+"""Ending a task when its validation accuracy no longer rises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from lifelong import settings, tree
+from lifelong.learner import Learner
+from lifelong.methods.method import Method
+from lifelong.streams.task import Task
+from lifelong.training.evaluation import accuracy
+from lifelong.tree import Params
+
+
+@dataclass
+class EarlyStopping:
+    """Watches one task at a time, and puts its best weights back when it stops.
+
+    Args:
+        patience: epochs without a better validation accuracy after which the task ends.
+    """
+
+    patience: int = settings.setting(5, "epochs without a better validation accuracy", ge=1)
+    best: float = field(init=False, default=-1.0)
+    waited: int = field(init=False, default=0)
+    weights: Params = field(init=False, default_factory=dict)
+
+    def start(self) -> None:
+        """Forget the last task."""
+        self.best, self.waited, self.weights = -1.0, 0, {}
+
+    def look(self, learner: Learner, method: Method, task: Task) -> None:
+        """Measure after an epoch; sets `learner.clock.stop_task` when patience is over."""
+        reached = accuracy(learner, method, task, task.validation)
+        if reached > self.best:
+            self.best, self.waited = reached, 0
+            self.weights = tree.snapshot(tree.weights(learner.model))
+        else:
+            self.waited += 1
+        learner.clock.stop_task = self.waited >= self.patience
+
+    def finish(self, learner: Learner) -> None:
+        """Put the best weights back."""
+        if self.weights:
+            tree.copy_(tree.weights(learner.model), self.weights)

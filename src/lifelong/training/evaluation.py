@@ -1,0 +1,46 @@
+"""What a learner answers rightly, on samples that it did not learn from."""
+
+from __future__ import annotations
+
+import torch
+
+from lifelong.learner import Learner
+from lifelong.methods.method import Method
+from lifelong.streams.task import Split, Task
+
+# The matrix products of a forward pass alone are at their fastest from about a thousand rows.
+BATCH = 1024
+
+
+def accuracy(learner: Learner, method: Method, task: Task, split: Split) -> float:
+    """Return the share, 0..1, of `split` that `method` answers rightly when the sample's task is `task`.
+
+    Args:
+        learner: put in evaluation mode meanwhile, and back.
+        task: only where the scenario tells the task does it enter the answer.
+        split: `ready` or not; at least one sample.
+    """
+    ready = split.ready(learner.device)
+    right = torch.zeros((), dtype=torch.int64, device=learner.device)
+    training = learner.model.training
+    learner.model.eval()
+    try:
+        with torch.inference_mode(), learner.precision():
+            for inputs, targets in ready.batches(BATCH):
+                logits = method.logits(learner, inputs, task.index)
+                if logits.shape[1] == 0:  # no class has been learned yet, so none can be answered
+                    return 0.0
+                right += (logits.argmax(1) == targets).sum()
+    finally:
+        learner.model.train(training)
+    return int(right) / len(ready)
+
+
+def needs_task_id(learner: Learner, method: Method, tasks: tuple[Task, ...], samples: int = 256) -> bool:
+    """Return whether answers change when another task is named for the same inputs: measured, on a few test samples."""
+    task = tasks[0]
+    inputs, _ = next(task.test.take(torch.arange(min(samples, len(task.test)))).ready(learner.device).batches(samples))
+    learner.model.eval()
+    with torch.inference_mode(), learner.precision():
+        answers = [method.logits(learner, inputs, other.index) for other in (task, tasks[-1])]
+    return answers[0].shape != answers[1].shape or not torch.equal(*answers)

@@ -1,0 +1,212 @@
+"""The only continual training loop; it yields events and knows nothing of who watches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lifelong import randomness
+from lifelong.errors import DivergedError
+from lifelong.learner import Batch, Learner, grow, renew_optimizer, train_mode
+from lifelong.methods.method import Method
+from lifelong.streams.task import Split, Stream, Task, joined
+
+# On an accelerator reading the loss waits for the queue of kernels, so it is looked at only so often.
+_LOOK_EVERY = 50
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast each task is learned.
+
+    Args:
+        batch_size: samples a step.
+        epochs: passes over the training data of a task.
+        steps: steps a task, instead of epochs, or None.
+        rate: factor on the learning rate from the share of the task's steps that are done, or None for 1.
+        clip: greatest Euclidean norm of the whole gradient, or None.
+        keep_optimizer: moments and momentum go on from task to task instead of starting afresh.
+    """
+
+    batch_size: int = 128
+    epochs: int = 1
+    steps: int | None = None
+    rate: Callable[[float], float] | None = None
+    clip: float | None = None
+    keep_optimizer: bool = False
+
+    def total_steps(self, samples: int) -> int:
+        """Return the number of steps for a task of `samples`."""
+        if samples == 0:
+            return 0
+        return self.steps if self.steps is not None else self.epochs * batches_per_epoch(samples, self.batch_size)
+
+
+@dataclass(frozen=True)
+class TaskStarted:
+    """A task's data and optimiser are ready, at its first step or where training is resumed.
+
+    `steps` is their number for the task, `old_samples` how many training samples of earlier tasks it reads.
+    """
+
+    task: Task
+    steps: int
+    old_samples: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step has been made and `learner.clock` counts it, so state may be saved now.
+
+    Not where `epoch_ends`: `EpochDone` follows, and who resumes from here would never hear of it.
+    """
+
+    task: Task
+    loss: Tensor
+    logits: Tensor
+    targets: Tensor
+    epoch_ends: bool
+
+    def accuracy(self) -> float:
+        """Return the share of the batch that was answered rightly before the step."""
+        return float((self.logits.argmax(1) == self.targets).float().mean())
+
+
+@dataclass(frozen=True)
+class EpochDone:
+    """All training samples of the task have been seen once more; `learner.clock.stop_task = True` ends the task."""
+
+    task: Task
+    epoch: int
+
+
+@dataclass(frozen=True)
+class StepsDone:
+    """No step of the task is left; the method consolidates next."""
+
+    task: Task
+
+
+@dataclass(frozen=True)
+class TaskDone:
+    """The method has consolidated, and `learner.clock` stands before the next task."""
+
+    task: Task
+
+
+Event: TypeAlias = TaskStarted | Step | EpochDone | StepsDone | TaskDone
+
+
+def train(learner: Learner, method: Method, stream: Stream, schedule: Schedule) -> Iterator[Event]:
+    """Take `learner` through the tasks of `stream` from where its clock stands, yielding what happens.
+
+    The batch of a step is a function of the learner's seed, the task and the step, so a learner and a method restored
+    from a checkpoint go on to the same bits.
+
+    Args:
+        learner: changed in place.
+        method: its hooks run in the order that `Method` names.
+        stream: tasks to learn.
+        schedule: how long and how fast.
+
+    Raises:
+        DivergedError: the loss is not a finite number.
+    """
+    if learner.clock.task == 0 and learner.clock.step == 0:
+        method.setup(learner)
+    while learner.clock.task < len(stream):
+        task = stream.tasks[learner.clock.task]
+        if learner.clock.step == 0:
+            grow(learner, task)
+            method.before_task(learner, task)
+            renew_optimizer(learner, schedule.keep_optimizer)
+        chosen = method.data(learner, stream.tasks[: task.index + 1])
+        data = _data(chosen, task, learner.device)
+        steps = schedule.total_steps(len(data)) if data is not None else 0
+        yield TaskStarted(task, steps, sum(len(each.train) for each in chosen if each is not task))
+        if data is not None and not learner.clock.stop_task:
+            yield from _steps(learner, method, task, data, schedule, steps)
+        yield StepsDone(task)
+        method.after_task(learner, task)
+        learner.clock.task, learner.clock.step, learner.clock.stop_task = task.index + 1, 0, False
+        yield TaskDone(task)
+
+
+def batches_per_epoch(samples: int, batch_size: int) -> int:
+    """Return how many batches hold `samples`; a last batch of one joins none, as normalisation cannot train on it."""
+    whole, rest = divmod(samples, batch_size)
+    return whole + (1 if rest > 1 or (rest == 1 and whole == 0) or batch_size == 1 else 0)
+
+
+def _data(chosen: Sequence[Task], task: Task, device: torch.device) -> Split | None:
+    if not chosen:
+        return None
+    if len(chosen) == 1 and chosen[0] is task:
+        return task.train.ready(device)
+    return joined([(each.index, each.train) for each in chosen], device)
+
+
+def _steps(
+    learner: Learner, method: Method, task: Task, data: Split, schedule: Schedule, steps: int
+) -> Iterator[Event]:
+    clock, device = learner.clock, learner.device
+    per_epoch = batches_per_epoch(len(data), schedule.batch_size)
+    groups = learner.optimizer.param_groups
+    for group in groups:
+        # Kept in the optimiser's state: a run resumed in mid-schedule must know the rate that the factor belongs to.
+        group.setdefault("initial_lr", group["lr"])
+    while clock.step < steps and not clock.stop_task:
+        epoch, first = divmod(clock.step, per_epoch)
+        order = torch.randperm(len(data), generator=randomness.generator(learner.seed, "order", task.index, epoch))
+        train_mode(learner.model)
+        for indices in order.to(device).split(schedule.batch_size)[first:per_epoch]:
+            if schedule.rate is not None:
+                for group in groups:
+                    group["lr"] = group["initial_lr"] * schedule.rate(clock.step / steps)
+            loss, logits, targets = _step(learner, method, task, data, indices, schedule.clip)
+            yield Step(task, loss, logits, targets, clock.step % per_epoch == 0)
+            if clock.step == steps:
+                break
+        if clock.step % per_epoch == 0:
+            yield EpochDone(task, epoch)
+
+
+def _step(
+    learner: Learner, method: Method, task: Task, data: Split, indices: Tensor, clip: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    inputs, targets = data.batch(indices)
+    where = task.index if data.tasks is None else data.tasks[indices]
+    batch = method.batch(learner, Batch(inputs, targets, where))
+    with learner.precision():
+        batch.features = learner.model.trunk(batch.inputs)
+        logits = learner.model.head(batch.features, batch.task)
+        loss = method.loss(learner, batch, logits, F.cross_entropy(logits, batch.targets))
+    learner.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    method.after_backward(learner)
+    method.before_step(learner)
+    if clip is not None:
+        torch.nn.utils.clip_grad_norm_(learner.params.values(), clip)
+    learner.optimizer.step()
+    method.after_step(learner)
+    learner.clock.step += 1
+    learner.clock.total_steps += 1
+    detached = loss.detach()
+    if detached.device.type == "cpu" or learner.clock.step % _LOOK_EVERY == 0:
+        check_finite(detached, learner, task)
+    return detached, logits.detach(), batch.targets
+
+
+def check_finite(loss: Tensor, learner: Learner, task: Task) -> None:
+    """Raise `DivergedError` unless `loss`, 0-d, is a finite number."""
+    if not math.isfinite(loss.item()):
+        raise DivergedError(
+            f"the loss is {loss.item()} at step {learner.clock.step} of task {task.index + 1} ({task.name}): "
+            "try a smaller lr or strength, or clip the gradient"
+        )

@@ -1,0 +1,121 @@
+"""Parameters are a tree: arithmetic on `dict[str, Tensor]`, keyed as `named_parameters()` keys them.
+
+Importance, task vectors, merges and inner loops are all sums and products of such trees. Multi-tensor
+(`torch._foreach_*`) kernels do the work, so a whole model costs one call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from lifelong.errors import InputError
+
+Params: TypeAlias = dict[str, Tensor]
+
+
+def parameters(module: nn.Module) -> Params:
+    """Return the live trainable parameters of `module`; shared weights appear once, under their first name."""
+    return {name: tensor for name, tensor in module.named_parameters() if tensor.requires_grad}
+
+
+def weights(module: nn.Module) -> Params:
+    """Return the live parameters *and* buffers of `module`: all that its answers depend on."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def snapshot(tree: Params) -> Params:
+    """Return a detached copy of `tree` that later training does not move."""
+    return {name: tensor.detach().clone() for name, tensor in tree.items()}
+
+
+def zeros_like(tree: Params) -> Params:
+    """Return a tree of zeros with the names, shapes, dtypes and devices of `tree`."""
+    return {name: torch.zeros_like(tensor, requires_grad=False) for name, tensor in tree.items()}
+
+
+def map(function: Callable[..., Tensor], *trees: Params) -> Params:
+    """Return `function` applied leaf by leaf to trees of the same names."""
+    return {name: function(*(tree[name] for tree in trees)) for name in _same_names(*trees)}
+
+
+def add(left: Params, right: Params) -> Params:
+    """Return `left + right`, leaf by leaf."""
+    names = _same_names(left, right)
+    return dict(zip(names, torch._foreach_add(leaves(left, names), leaves(right, names)), strict=True))
+
+
+def sub(left: Params, right: Params) -> Params:
+    """Return `left - right`; with fine-tuned and base weights this is the task vector (2212.04089)."""
+    names = _same_names(left, right)
+    return dict(zip(names, torch._foreach_sub(leaves(left, names), leaves(right, names)), strict=True))
+
+
+def mul(left: Params, right: Params) -> Params:
+    """Return the element-wise product of two trees."""
+    names = _same_names(left, right)
+    return dict(zip(names, torch._foreach_mul(leaves(left, names), leaves(right, names)), strict=True))
+
+
+def scale(tree: Params, factor: float) -> Params:
+    """Return `factor * tree`."""
+    return dict(zip(tree, torch._foreach_mul(list(tree.values()), factor), strict=True))
+
+
+def interpolate(start: Params, end: Params, weight: float) -> Params:
+    """Return `(1 - weight) * start + weight * end`, leaf by leaf."""
+    names = _same_names(start, end)
+    return dict(zip(names, torch._foreach_lerp(leaves(start, names), leaves(end, names), weight), strict=True))
+
+
+def dot(left: Params, right: Params) -> Tensor:
+    """Return the inner product of two trees, summed over all their elements in at least float32, as a 0-d tensor."""
+    products = [
+        (left[name].to(_wide(left[name])) * right[name].to(_wide(right[name]))).sum()
+        for name in _same_names(left, right)
+    ]
+    return torch.stack(products).sum() if products else torch.zeros(())
+
+
+def norm(tree: Params) -> Tensor:
+    """Return the Euclidean norm over all elements of `tree`, as a 0-d tensor."""
+    return dot(tree, tree).sqrt()
+
+
+def cosine(left: Params, right: Params) -> Tensor:
+    """Return the cosine of the angle between two trees, in -1..1, as a 0-d tensor (0 where one of them is 0)."""
+    lengths = norm(left) * norm(right)
+    return torch.where(lengths > 0, dot(left, right) / lengths.clamp_min(torch.finfo(lengths.dtype).tiny), 0.0)
+
+
+def size(tree: Params) -> int:
+    """Return how many numbers `tree` holds."""
+    return sum(tensor.numel() for tensor in tree.values())
+
+
+def copy_(target: Params, source: Params) -> None:
+    """Write the values of `source` into the tensors of `target`, in place."""
+    names = _same_names(target, source)
+    with torch.no_grad():
+        torch._foreach_copy_(leaves(target, names), leaves(source, names))
+
+
+def leaves(tree: Params, names: Iterable[str]) -> list[Tensor]:
+    """Return the tensors of `tree` in the order of `names`."""
+    return [tree[name] for name in names]
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _same_names(*trees: Params) -> list[str]:
+    names = trees[0].keys()
+    for tree in trees[1:]:
+        if tree.keys() != names:
+            odd = sorted(tree.keys() ^ names)
+            raise InputError(f"parameter trees differ: {', '.join(odd[:5])} stand in one and not in the other")
+    return list(names)
