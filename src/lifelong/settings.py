@@ -67,7 +67,9 @@ def _checked(kind: type, values: Mapping[str, Any], where: str) -> dict[str, Any
         for field in fields(kind)
     }
     model = pydantic.create_model(
-        kind.__name__, __config__=pydantic.ConfigDict(allow_inf_nan=False, protected_namespaces=()), **declared
+        kind.__name__,
+        __config__=pydantic.ConfigDict(allow_inf_nan=False, protected_namespaces=()),
+        **declared,
     )
     try:
         checked = model(**values)

@@ -74,8 +74,7 @@ def interpolate(start: Params, end: Params, weight: float) -> Params:
 def dot(left: Params, right: Params) -> Tensor:
     """Return the inner product of two trees, summed over all their elements in at least float32, as a 0-d tensor."""
     products = [
-        (left[name].to(_wide(left[name])) * right[name].to(_wide(right[name]))).sum()
-        for name in _same_names(left, right)
+        (left[name].to(wide(left[name])) * right[name].to(wide(right[name]))).sum() for name in _same_names(left, right)
     ]
     return torch.stack(products).sum() if products else torch.zeros(())
 
@@ -103,12 +102,25 @@ def copy_(target: Params, source: Params) -> None:
         torch._foreach_copy_(leaves(target, names), leaves(source, names))
 
 
+def blocks(tree: Params, names: Iterable[str]) -> list[list[str]]:
+    """Return `names` in the groups that a multi-step computation should treat at a time.
+
+    On the CPU one by one, so that what lies between two steps stays in the cache and no whole tree of it is ever
+    held; on an accelerator all at once, as there each call is a launch.
+    """
+    listed = list(names)
+    if listed and tree[listed[0]].device.type == "cpu":
+        return [[name] for name in listed]
+    return [listed] if listed else []
+
+
 def leaves(tree: Params, names: Iterable[str]) -> list[Tensor]:
     """Return the tensors of `tree` in the order of `names`."""
     return [tree[name] for name in names]
 
 
-def _wide(tensor: Tensor) -> torch.dtype:
+def wide(tensor: Tensor) -> torch.dtype:
+    """Return the dtype in which sums over `tensor` are kept: its own, but at least float32."""
     return torch.promote_types(tensor.dtype, torch.float32)
 
 

@@ -68,7 +68,7 @@ def _dispatch(argv: list[str]) -> int:
     name = argv[0]
     if name not in COMMANDS:
         raise unknown("command", name, COMMANDS)
-    command: Command = importlib.import_module(f"lifelong.cli.{name}_command")  # type: ignore[assignment]
+    command: Command = importlib.import_module(f"lifelong.cli.{name}_command")
     parser = Parser(prog=f"lifelong {name}", description=COMMANDS[name][0].upper() + COMMANDS[name][1:] + ".")
     command.configure(parser)
     return command.main(parser.parse(argv[1:]))

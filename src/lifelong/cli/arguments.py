@@ -23,7 +23,9 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(
-            allow_abbrev=False, formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32), **arguments
+            allow_abbrev=False,
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32),
+            **arguments,
         )
         self.groups: tuple[str, ...] = ()
 
@@ -78,7 +80,10 @@ def add_recipe(parser: Parser, *, without: tuple[str, ...] = ()) -> None:
 def add_execution(parser: Parser) -> None:
     """Give `parser` the options that say how a run is carried out, and change nothing of its result."""
     parser.add_argument(
-        "--checkpoint-every", default="60s", metavar="N|Ns", help="save within tasks every N steps or N seconds (default 60s)"
+        "--checkpoint-every",
+        default="60s",
+        metavar="N|Ns",
+        help="save within tasks every N steps or N seconds (default 60s)",
     )
     parser.add_argument("--track", metavar="NAME", help="log to tensorboard, wandb or mlflow as well")
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output, nothing else there")
@@ -88,7 +93,10 @@ def recipe_values(arguments: Namespace) -> Values:
     """Return the settings that were given, in the form that `recipe` and `plan` take."""
     names = {field.name for field in settings.fields(Recipe)}
     given = {key: each for key, each in vars(arguments).items() if key in names and each is not None}
-    found = {key: value(each) if isinstance(each, str) and "," in each and key != "data" else each for key, each in given.items()}
+    found = {
+        key: value(each) if isinstance(each, str) and "," in each and key != "data" else each
+        for key, each in given.items()
+    }
     for name, each in arguments.dotted.items():
         group, _, inner = name.partition(".")
         if group in NESTED:

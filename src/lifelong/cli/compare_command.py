@@ -92,7 +92,10 @@ def _only_methods(values: Values, names: list[str]) -> Values:
     kept = {**values, "methods": chosen}
     if "experiments" in values:
         kept["experiments"] = {
-            name: {**(own or {}), "methods": {row: each for row, each in ((own or {}).get("methods") or {}).items() if row in names}}
+            name: {
+                **(own or {}),
+                "methods": {row: each for row, each in ((own or {}).get("methods") or {}).items() if row in names},
+            }
             for name, own in values["experiments"].items()
         }
     return kept
@@ -111,7 +114,9 @@ def _set_method(values: Values, name: str, value: object) -> Values:
 def _only_experiments(experiments: Values, names: list[str]) -> Values:
     for name in names:
         if name not in experiments:
-            raise InputError(f"no experiment {name!r}{closest(name, experiments) or f', there are {sorted(experiments)}'}")
+            raise InputError(
+                f"no experiment {name!r}{closest(name, experiments) or f', there are {sorted(experiments)}'}"
+            )
     return {name: experiments[name] for name in names}
 
 

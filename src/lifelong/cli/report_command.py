@@ -30,7 +30,9 @@ def main(arguments: Namespace) -> int:
     elif (folder / "result.json").is_file():
         found = [read(folder / "result.json")]
     else:
-        raise InputError(f"{folder} holds neither results.json nor result.json: give a folder that a run has finished in")
+        raise InputError(
+            f"{folder} holds neither results.json nor result.json: give a folder that a run has finished in"
+        )
     page = write_report(found, Path(arguments.output) if arguments.output else folder / "report.html")
     if arguments.json:
         print(json.dumps(found))

@@ -16,7 +16,11 @@ def configure(parser: Parser) -> None:
     parser.add_argument("recipe", nargs="?", help="YAML file of settings; options override it")
     parser.add_argument("--row", help="row of the recipe's methods to tune")
     parser.add_argument(
-        "--grid", action="append", default=[], metavar="SETTING=A,B", help="values to try, such as method.strength=1,10,100"
+        "--grid",
+        action="append",
+        default=[],
+        metavar="SETTING=A,B",
+        help="values to try, such as method.strength=1,10,100",
     )
     parser.add_argument("--seeds", default="1", metavar="N", help="runs a combination (default 1)")
     add_recipe(parser, without=("seed", "evaluate_on"))

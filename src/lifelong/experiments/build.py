@@ -21,7 +21,11 @@ from lifelong.streams.transforms import pad
 from lifelong.training.loop import Schedule
 from lifelong.training.optimizers import make_optimizer, rate_schedule
 
-_HEAD_OF: dict[Scenario, HeadKind] = {Scenario.TASK: "multi", Scenario.DOMAIN: "single", Scenario.CLASS: "growing"}
+_HEAD_OF: dict[Scenario, HeadKind] = {
+    Scenario.TASK: "multi",
+    Scenario.DOMAIN: "single",
+    Scenario.CLASS: "growing",
+}
 
 
 def stream(recipe: Recipe) -> Stream:

@@ -58,9 +58,7 @@ def gather(planned: Sequence[Planned], out: Path) -> list[dict[str, Any]]:
         path = out / run.folder / "result.json"
         if path.is_file():
             expected = None if run.expected is None else {key: list(pair) for key, pair in run.expected.items()}
-            found.append(
-                {**results.read(path), "experiment": run.experiment, "label": run.label, "expected": expected}
-            )
+            found.append({**results.read(path), "experiment": run.experiment, "label": run.label, "expected": expected})
     results.fill_intransigence(found)
     return found
 

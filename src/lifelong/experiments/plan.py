@@ -84,7 +84,10 @@ def merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
         if key == "methods":
             old = {} if old is None else _rows(old)
             value = _rows(value)
-            result[key] = {**old, **{row: {**(old.get(row) or {}), **(each or {})} for row, each in value.items()}}
+            result[key] = {
+                **old,
+                **{row: {**(old.get(row) or {}), **(each or {})} for row, each in value.items()},
+            }
         elif isinstance(value, Mapping) and isinstance(old, Mapping):
             result[key] = {**old, **value}
         else:
@@ -135,7 +138,9 @@ def _run(label: str, own: Mapping[str, Any], shared: Mapping[str, Any], seed: in
             nested = key in NESTED and isinstance(value, Mapping) and isinstance(old, Mapping)
             values[key] = {**old, **value} if nested and old is not None else value
         elif key not in ("method", "expected"):
-            near = closest(key, of_method | of_recipe) or f": it has {', '.join(sorted(of_method)) or 'none of its own'}"
+            near = (
+                closest(key, of_method | of_recipe) or f": it has {', '.join(sorted(of_method)) or 'none of its own'}"
+            )
             raise InputError(f"method {label} has no setting {key!r}{near}")
     values["method_settings"] = method_settings
     return recipe(values), _ranges(label, own.get("expected"))

@@ -22,17 +22,25 @@ class Recipe:
     """One run: a stream, a network, a method, and how they meet. Each field is a setting of the command line."""
 
     stream: Literal["permuted", "rotated", "split", "domains"] = setting("permuted", "kind of stream")
-    data: str = setting("digits", "data set: a built-in or hub name, a folder or a table; several for domains, by commas")
+    data: str = setting(
+        "digits", "data set: a built-in or hub name, a folder or a table; several for domains, by commas"
+    )
     target: str | None = setting(None, "name of the label column, where it is not the usual one")
     image_size: int | None = setting(None, "resize images to so many pixels a side", ge=1)
-    scenario: ScenarioName | None = setting(None, "what is known at prediction; class for split, else domain, by default")
+    scenario: ScenarioName | None = setting(
+        None, "what is known at prediction; class for split, else domain, by default"
+    )
     tasks: int = setting(5, "number of tasks", ge=1)
     first_unpermuted: bool = setting(True, "permuted: the first task sees the inputs as they are")
     angles: tuple[float, ...] | None = setting(None, "rotated: degrees, one a task; evenly over 0 to 180 by default")
-    classes_per_task: tuple[int, ...] | None = setting(None, "split: classes of each task; as even as possible by default")
+    classes_per_task: tuple[int, ...] | None = setting(
+        None, "split: classes of each task; as even as possible by default"
+    )
     shuffle_classes: bool = setting(False, "split: draw the order of the classes by the seed")
     pad: int = setting(0, "border of zeros around images, in pixels", ge=0)
-    standardize: bool = setting(False, "subtract the mean and divide by the deviation of the first task's training inputs")
+    standardize: bool = setting(
+        False, "subtract the mean and divide by the deviation of the first task's training inputs"
+    )
     validation: float = setting(0.0, "share of training samples held out for validation, 0 to 1", ge=0, lt=1)
     train_samples: int | None = setting(None, "training samples a task at most", ge=1)
     evaluate_on: Literal["test", "validation"] = setting("test", "the samples that accuracies are measured on")
@@ -48,11 +56,15 @@ class Recipe:
     optimizer: str = setting("adam", "class of torch.optim, in any case")
     optimizer_settings: dict[str, Any] = setting(dict, "its further arguments: --optimizer.NAME VALUE")
     lr: float = setting(1e-3, "learning rate", gt=0)
-    schedule: Literal["constant", "linear", "cosine"] = setting("constant", "course of the learning rate over each task")
+    schedule: Literal["constant", "linear", "cosine"] = setting(
+        "constant", "course of the learning rate over each task"
+    )
     warmup: float = setting(0.0, "share of a task's steps in which the learning rate rises, 0 to 1", ge=0, lt=1)
     clip: float | None = setting(None, "greatest norm of the gradient", gt=0)
     keep_optimizer: bool = setting(False, "the optimiser's state goes on from task to task instead of starting afresh")
-    early_stopping: int | None = setting(None, "end a task after so many epochs without better validation accuracy", ge=1)
+    early_stopping: int | None = setting(
+        None, "end a task after so many epochs without better validation accuracy", ge=1
+    )
     precision: Literal["float32", "bf16"] = setting("float32", "arithmetic of the forward pass")
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps ...")
     threads: int | None = setting(None, "CPU threads of a run; all cores divided among the workers by default", ge=1)

@@ -292,7 +292,10 @@ def _save(running: Run, started: float, paused: float | None) -> float:
             "tally": tally,
         }
         checkpoint.save_checkpoint(
-            running.folder / "checkpoints", running.learner.clock.total_steps + running.learner.clock.task, content, tensors
+            running.folder / "checkpoints",
+            running.learner.clock.total_steps + running.learner.clock.task,
+            content,
+            tensors,
         )
     return time.perf_counter() - begun
 

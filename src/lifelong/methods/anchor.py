@@ -41,21 +41,28 @@ class Anchor:
                 self.weight[name] = total
 
     def recentre(self, weight: Params, theta: Params) -> None:
-        """Make the quadratic that of `weight` around `theta`; parameters that `weight` lacks keep theirs."""
-        self.weight.update(tree.snapshot(weight))
+        """Make the quadratic that of `weight`, which is kept and not copied, around a copy of `theta`.
+
+        Parameters that `weight` lacks keep theirs.
+        """
+        self.weight.update(weight)
         self.centre.update(tree.snapshot({name: theta[name] for name in weight}))
 
-    def pull_(self, params: Params, strength: float) -> None:
-        """Add the penalty's gradient `strength * A (theta - c)` to the gradients of `params`, in place.
+    def pull(self, params: Params, strength: float) -> None:
+        """Give `params` gradients with the penalty's, `strength * A (theta - c)`, added to theirs.
 
         Done after `backward()`, so no graph is built. Parameters without a gradient did not take part in the step.
         """
-        names = [name for name in self.weight if name in params and params[name].grad is not None]
-        if not names or strength == 0:
+        if strength == 0:
             return
+        taking_part = [name for name in self.weight if name in params and params[name].grad is not None]
         with torch.no_grad():
-            away = torch._foreach_sub(tree.leaves(params, names), tree.leaves(self.centre, names))
-            torch._foreach_addcmul_(gradients(params, names), tree.leaves(self.weight, names), away, value=strength)
+            for names in tree.blocks(params, taking_part):
+                away = torch._foreach_sub(tree.leaves(params, names), tree.leaves(self.centre, names))
+                weight = tree.leaves(self.weight, names)
+                pulled = torch._foreach_addcmul(gradients(params, names), weight, away, value=strength)
+                for name, gradient in zip(names, pulled, strict=True):
+                    params[name].grad = gradient
 
     def penalty(self, params: Params, strength: float) -> Tensor:
         """Return the penalty itself, a 0-d tensor; training needs only its gradient."""

@@ -61,4 +61,4 @@ class Chain(Method):
 
     def logits(self, learner: Learner, inputs: Tensor, task: int) -> Tensor:
         own = [method for method in self.methods.values() if type(method).logits is not Method.logits]
-        return (own[0] if own else super()).logits(learner, inputs, task)
+        return own[0].logits(learner, inputs, task) if own else super().logits(learner, inputs, task)

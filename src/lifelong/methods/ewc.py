@@ -38,10 +38,10 @@ class EWC(Method):
     anchor: Anchor = state(Anchor)
 
     def before_step(self, learner: Learner) -> None:
-        self.anchor.pull_(learner.params, self.strength)
+        self.anchor.pull(learner.params, self.strength)
 
     def after_task(self, learner: Learner, task: Task) -> None:
-        _, batches = samples.of_task(learner, task, self.samples)
+        batches = samples.of_task(learner, task, self.samples)
         generator = randomness.generator(learner.seed, "fisher", task.index)
         fisher = curvature.fisher(
             learner.model,

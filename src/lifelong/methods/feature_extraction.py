@@ -17,7 +17,9 @@ class FeatureExtraction(Method):
 
     family: ClassVar[str] = "baseline"
 
-    learn_first: bool = setting(True, "the trunk learns the first task and is frozen after it; false for pretrained ones")
+    learn_first: bool = setting(
+        True, "the trunk learns the first task and is frozen after it; false for pretrained ones"
+    )
 
     def before_task(self, learner: Learner, task: Task) -> None:
         if task.index > 0 or not self.learn_first:

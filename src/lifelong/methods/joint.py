@@ -20,7 +20,9 @@ class Joint(Method):
 
     family: ClassVar[str] = "baseline"
 
-    only_last: bool = setting(False, "train once, when the last task has come; earlier rows of the matrix stay untrained")
+    only_last: bool = setting(
+        False, "train once, when the last task has come; earlier rows of the matrix stay untrained"
+    )
     restart: bool = setting(True, "each stage starts from the initial weights; false goes on from the last stage's")
     start: Params = state(dict)
 

@@ -15,7 +15,7 @@ from lifelong.streams.task import Task
 
 @dataclass
 class L2(Method):
-    """Penalise `strength/2 * ||theta - theta*||^2`, all parameters alike, theta* being the weights after the last task."""
+    """Penalise `strength/2 * ||theta - theta*||^2`, all parameters alike, theta* the weights after the last task."""
 
     family: ClassVar[str] = "importance"
 
@@ -23,8 +23,10 @@ class L2(Method):
     anchor: Anchor = state(Anchor)
 
     def before_step(self, learner: Learner) -> None:
-        self.anchor.pull_(learner.params, self.strength)
+        self.anchor.pull(learner.params, self.strength)
 
     def after_task(self, learner: Learner, task: Task) -> None:
-        ones = {name: parameter.detach().new_ones(()).expand_as(parameter) for name, parameter in learner.params.items()}
+        ones = {
+            name: parameter.detach().new_ones(()).expand_as(parameter) for name, parameter in learner.params.items()
+        }
         self.anchor.recentre(tree.snapshot(ones), learner.params)

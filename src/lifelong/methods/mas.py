@@ -30,10 +30,10 @@ class MAS(Method):
     anchor: Anchor = state(Anchor)
 
     def before_step(self, learner: Learner) -> None:
-        self.anchor.pull_(learner.params, self.strength)
+        self.anchor.pull(learner.params, self.strength)
 
     def after_task(self, learner: Learner, task: Task) -> None:
-        _, batches = samples.of_task(learner, task, self.samples)
+        batches = samples.of_task(learner, task, self.samples)
         omega = curvature.mas(learner.model, lambda inputs: learner.model(inputs, task.index), batches)
         old = self.anchor.weight
         total = {name: old[name] + new if name in old else new for name, new in omega.items()}

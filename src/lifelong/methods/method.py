@@ -43,7 +43,7 @@ class Method:
         """Prepare before the first task."""
 
     def data(self, learner: Learner, tasks: Sequence[Task]) -> Sequence[Task]:
-        """Return the tasks, of those met so far, whose training samples this stage runs over; the newest by default."""
+        """Return the tasks, of those met so far, whose training samples this stage runs over: the newest."""
         return tasks[-1:]
 
     def before_task(self, learner: Learner, task: Task) -> None:
@@ -61,7 +61,8 @@ class Method:
         """Look at the gradients of the loss in `learner.params`; do not change them."""
 
     def before_step(self, learner: Learner) -> None:
-        """Change the gradients: add an anchor's, project, mask."""
+        """Change the gradients: add an anchor's, project, mask. Put new tensors into `.grad`, do not write into the old:
+        methods that follow the path still hold them."""
 
     def after_step(self, learner: Learner) -> None:
         """Follow the path of the parameters, which have just moved."""

@@ -41,28 +41,28 @@ class RWalk(Method):
     fisher: Params = state(dict)
     squares: Params = state(dict)
     score: Params = state(dict)
-    old_score: Params = state(dict)
     mark: Params = state(dict)
     steps: int = state(int)
     anchor: Anchor = state(Anchor)
 
     def before_task(self, learner: Learner, task: Task) -> None:
         zeros = tree.zeros_like(learner.params)
-        self.path.restart(learner.params)
         self.fisher = {name: self.fisher.get(name, zero) for name, zero in zeros.items()}
-        self.squares, self.score = tree.zeros_like(zeros), tree.zeros_like(zeros)
-        self.mark, self.steps = tree.snapshot(learner.params), 0
+        self.score = {name: self.score.get(name, torch.zeros_like(zero)) for name, zero in zeros.items()}
+        self.squares, self.mark, self.steps = tree.zeros_like(zeros), tree.snapshot(learner.params), 0
+        self.path.restart(learner.params)
 
     def after_backward(self, learner: Learner) -> None:
-        self.path.observe(learner.params)
+        self.path.observe(learner.params, self.mark)
+        for names in tree.blocks(learner.params, self.path.gradient):
+            gradient = tree.leaves(self.path.gradient, names)
+            torch._foreach_addcmul_(tree.leaves(self.squares, names), gradient, gradient)
 
     def before_step(self, learner: Learner) -> None:
-        self.anchor.pull_(learner.params, self.strength)
+        self.anchor.pull(learner.params, self.strength)
 
     def after_step(self, learner: Learner) -> None:
-        self.path.advance(learner.params)
-        gradient = self.path.gradient
-        torch._foreach_addcmul_(tree.leaves(self.squares, gradient), list(gradient.values()), list(gradient.values()))
+        self.path.advance(learner.params, self.mark)
         self.steps += 1
         if self.steps % self.interval == 0:
             self._update(learner.params, self.interval)
@@ -70,21 +70,21 @@ class RWalk(Method):
     def after_task(self, learner: Learner, task: Task) -> None:
         if self.steps % self.interval:
             self._update(learner.params, self.steps % self.interval)
-        for name, new in self.score.items():
-            self.old_score[name] = (self.old_score[name] + new) / 2 if name in self.old_score else new
-        fisher, score = _unit(self.fisher), _unit(self.old_score)
+        for name in self.score.keys() & self.anchor.weight.keys():
+            self.score[name].div_(2)  # it was added to on top of the older tasks' score, and their mean is wanted
+        fisher, score = _unit(self.fisher), _unit(self.score)
         self.anchor.recentre(tree.add(fisher, score), learner.params)
-        self.path.integral, self.squares, self.score, self.mark = {}, {}, {}, {}
+        self.path.integral, self.squares, self.mark = {}, {}, {}
 
     @torch.no_grad()
     def _update(self, params: Params, steps: int) -> None:
         for name, score in self.score.items():
-            distance = self.fisher[name] * (params[name].detach() - self.mark[name]).square() / 2
-            score.add_(self.path.integral[name].relu() / (distance + self.xi))
-            self.fisher[name].lerp_(self.squares[name] / steps, self.alpha)
-            self.mark[name].copy_(params[name].detach())
-        for running in (self.squares, self.path.integral):
-            torch._foreach_zero_(list(running.values()))
+            distance = self.fisher[name] * (params[name] - self.mark[name]).square() / 2
+            score.add_(self.path.integral[name].relu_() / distance.add_(self.xi))
+            self.fisher[name].lerp_(self.squares[name].div_(steps), self.alpha)
+            self.mark[name].copy_(params[name])
+            self.squares[name].zero_()
+            self.path.integral[name].zero_()
 
 
 def _unit(importance: Params) -> Params:

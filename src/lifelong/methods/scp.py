@@ -29,26 +29,28 @@ class SCP(Method):
     strength: float = setting(100.0, "weight of the penalty strength/2 * sum A (theta - theta*)^2, at least 0", ge=0)
     slices: int | None = setting(None, "random projections to sample; the exact expectation by default", ge=1)
     samples: int | None = setting(None, "training samples that importance is measured on; all by default", ge=1)
-    decay: float | None = setting(None, "share of the older tasks' importance in a running mean, 0 to 1; none sums", ge=0, le=1)
+    decay: float | None = setting(
+        None, "share of the older tasks' importance in a running mean, 0 to 1; none sums", ge=0, le=1
+    )
     normalize_by_n: bool = setting(False, "divide by the number of samples, as the authors' code does")
     anchor: Anchor = state(Anchor)
 
     def before_step(self, learner: Learner) -> None:
-        self.anchor.pull_(learner.params, self.strength)
+        self.anchor.pull(learner.params, self.strength)
 
     def after_task(self, learner: Learner, task: Task) -> None:
-        count, batches = samples.of_task(learner, task, self.samples)
+        batches = samples.of_task(learner, task, self.samples)
         gamma = curvature.scp(
             learner.model,
             lambda inputs: learner.model(inputs, task.index),
             batches,
             slices=self.slices,
             generator=randomness.generator(learner.seed, "slices", task.index),
-            samples=count,
+            samples=len(batches),
         )
         keep, share = (1.0, 1.0) if self.decay is None or not self.anchor.weight else (self.decay, 1 - self.decay)
         if self.normalize_by_n:
-            share /= count
+            share /= len(batches)
         old = self.anchor.weight
         total = {name: keep * old[name] + share * new if name in old else share * new for name, new in gamma.items()}
         self.anchor.recentre(total, learner.params)

@@ -72,8 +72,8 @@ class MultiHead(nn.Module):
         if index < len(self.blocks):
             logits: Tensor = self.blocks[index](features)
             return logits
-        fresh = self.block(index, self.planned[index]).to(features)
-        return fresh(features)
+        fresh: Tensor = self.block(index, self.planned[index]).to(features)(features)
+        return fresh
 
 
 class GrowingHead(MultiHead):

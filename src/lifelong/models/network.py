@@ -39,8 +39,14 @@ class Network(nn.Module):
 
 
 def with_head(
-    trunk: nn.Module, kind: HeadKind, *, sample: Tensor, classes: tuple[int, ...], outputs: int,
-    mask_unseen: bool = False, seed: int = 0,
+    trunk: nn.Module,
+    kind: HeadKind,
+    *,
+    sample: Tensor,
+    classes: tuple[int, ...],
+    outputs: int,
+    mask_unseen: bool = False,
+    seed: int = 0,
 ) -> Network:
     """Return `trunk` with a head on it.
 
@@ -104,4 +110,4 @@ def _width(trunk: nn.Module, sample: Tensor) -> int:
         trunk.train(training)
     if len(shape) != 2:
         raise InputError(f"the model's features have the shape {shape} for a batch of 2: they must be [batch, width]")
-    return shape[1]
+    return int(shape[1])

@@ -11,7 +11,12 @@ from torch import nn
 from lifelong.errors import InputError
 from lifelong.settings import setting
 
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh, "elu": nn.ELU}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "tanh": nn.Tanh,
+    "elu": nn.ELU,
+}
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,8 @@ class MLP:
 
     def trunk(self, shape: tuple[int, ...]) -> nn.Module:
         """Return the hidden layers for samples of `shape`."""
-        width, layers = 1, [nn.Flatten()]  # type: list[nn.Module]
+        width = 1
+        layers: list[nn.Module] = [nn.Flatten()]
         for side in shape:
             width *= side
         for units in self.hidden:
@@ -50,7 +56,11 @@ class ConvNet:
         layers: list[nn.Module] = []
         width, side = shape[0], min(shape[1:])
         for channels in self.channels:
-            layers += [nn.Conv2d(width, channels, 3, padding=1, bias=self.norm == "none"), *self._norm(channels), nn.ReLU()]
+            layers += [
+                nn.Conv2d(width, channels, 3, padding=1, bias=self.norm == "none"),
+                *self._norm(channels),
+                nn.ReLU(),
+            ]
             if side >= 2:
                 layers.append(nn.MaxPool2d(2))
                 side //= 2

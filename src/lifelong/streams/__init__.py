@@ -12,4 +12,15 @@ KINDS = {
     "domains": "one data set a task (--data a,b,c)",
 }
 
-__all__ = ["KINDS", "Scenario", "Split", "Stream", "Task", "domains", "joined", "permuted", "rotated", "split"]
+__all__ = [
+    "KINDS",
+    "Scenario",
+    "Split",
+    "Stream",
+    "Task",
+    "domains",
+    "joined",
+    "permuted",
+    "rotated",
+    "split",
+]

@@ -60,19 +60,19 @@ def assemble(name: str, data: str, scenario: Scenario, parts: Sequence[Part], cu
     """
     _check_scenario(scenario, parts)
     mean, std = _statistics(parts[0]) if cut.standardize else (None, None)
-    tasks, names = [], []
+    tasks: list[Task] = []
+    names: list[str] = []
     for index, part in enumerate(parts):
         offset = len(names) if scenario is Scenario.CLASS else 0
         if scenario is Scenario.CLASS:
             names += [f"{part.name}/{label}" if label in names else label for label in part.classes]
         elif len(part.classes) > len(names):
             names = list(part.classes)
-        splits = [
-            Split(inputs, targets + offset, part.arrange, mean, std)
-            for inputs, targets in _divide(part, cut, index)
-        ]
+        train, validation, test = (
+            Split(inputs, targets + offset, part.arrange, mean, std) for inputs, targets in _divide(part, cut, index)
+        )
         classes = tuple(range(offset, offset + len(part.classes)))
-        tasks.append(Task(index, part.name, *splits, classes))
+        tasks.append(Task(index, part.name, train, validation, test, classes))
     return Stream(name, data, scenario, tuple(tasks), tuple(names))
 
 

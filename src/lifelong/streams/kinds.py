@@ -76,7 +76,13 @@ def rotated(
     if len(degrees) != tasks:
         raise InputError(f"angles names {len(degrees)} angles for {tasks} tasks: give one a task")
     parts = [
-        Part(f"{angle:g} degrees", dataset.train, dataset.test, dataset.classes, Rotate(angle) if angle else None)
+        Part(
+            f"{angle:g} degrees",
+            dataset.train,
+            dataset.test,
+            dataset.classes,
+            Rotate(angle) if angle else None,
+        )
         for angle in degrees
     ]
     return assemble("rotated", dataset.name, scenario, parts, cut or Cut(seed=seed))
@@ -114,7 +120,11 @@ def split(
         raise InputError(
             f"classes_per_task {sizes} must name {tasks} sizes that sum to at most the {count} classes of {dataset.name}"
         )
-    order = torch.randperm(count, generator=randomness.generator(seed, "classes")) if shuffle_classes else torch.arange(count)
+    order = (
+        torch.randperm(count, generator=randomness.generator(seed, "classes"))
+        if shuffle_classes
+        else torch.arange(count)
+    )
     ends = torch.tensor([0, *sizes]).cumsum(0).tolist()
     parts = []
     for start, end in pairwise(ends):

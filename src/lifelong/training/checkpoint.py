@@ -48,7 +48,10 @@ def save_checkpoint(folder: Path, position: int, state: Any, tensors: dict[str, 
     try:
         # Views and shared storage are legal in a model, and safetensors wants each tensor whole and alone.
         whole = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
-        files = {"tensors.safetensors": save(whole), "state.json": json.dumps(state, allow_nan=False).encode()}
+        files = {
+            "tensors.safetensors": save(whole),
+            "state.json": json.dumps(state, allow_nan=False).encode(),
+        }
         for name, content in files.items():
             write_file(beside / name, content)
         write_json(beside / "manifest.json", {name: _entry(content) for name, content in files.items()})
@@ -69,7 +72,7 @@ def load_checkpoint(folder: Path) -> tuple[Any, dict[str, Tensor]] | None:
         StateError: there are checkpoints, and none of them is whole.
     """
     found = _checkpoints(folder)
-    faults = []
+    faults: list[str] = []
     for checkpoint in reversed(found):
         fault = _fault(checkpoint)
         if fault is None:

@@ -1,7 +1,7 @@
 """The field's measures, from the accuracy matrix alone.
 
-`a[k][j]` is the accuracy on task j after learning task k, both from 1; row 0 is before any learning. In code `matrix` is
-`[tasks + 1, tasks]`, so `matrix[k][j - 1]` is `a[k][j]`.
+`a[k][j]` is the accuracy on task j after learning task k, both from 1; row 0 is before any learning. In code `matrix`
+is `[tasks + 1, tasks]`, so `matrix[k][j - 1]` is `a[k][j]`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Matrix = NDArray[np.float64]
 
 
 def average_accuracy(matrix: Matrix, weights: Sequence[float] | None = None) -> float:
-    """Return `1/T sum_j a[T][j]`, or the mean weighted by `weights` (test samples a task) for class-incremental streams."""
+    """Return `1/T sum_j a[T][j]`, weighted by `weights` (test samples a task) for class-incremental streams."""
     return float(np.average(matrix[-1], weights=weights))
 
 

@@ -17,7 +17,9 @@ from lifelong.learner import MakeOptimizer
 _OPTIMIZERS: dict[str, type[Optimizer]] = {
     name.lower(): kind
     for name, kind in vars(torch.optim).items()
-    if isinstance(kind, type) and issubclass(kind, Optimizer) and kind is not Optimizer
+    if isinstance(kind, type)
+    and issubclass(kind, Optimizer)
+    and kind is not Optimizer
     # LBFGS evaluates the loss several times a step and SparseAdam wants sparse gradients.
     and name not in ("LBFGS", "SparseAdam")
 }
@@ -51,7 +53,9 @@ def make_optimizer(name: str, lr: float, settings: dict[str, Any]) -> MakeOptimi
     known = set(inspect.signature(kind).parameters) - {"params", "lr"}
     for key in settings:
         if key not in known:
-            raise InputError(f"optimizer {name} has no setting {key!r}{closest(key, known) or f': it has {sorted(known)}'}")
+            raise InputError(
+                f"optimizer {name} has no setting {key!r}{closest(key, known) or f': it has {sorted(known)}'}"
+            )
     arguments: dict[str, Any] = {"lr": lr, **({"fused": True} if "fused" in known else {}), **settings}
 
     def make(parameters: Iterable[nn.Parameter]) -> Optimizer:

@@ -1,0 +1,254 @@
+"""Seconds a step against a bare PyTorch loop, both sides alternating in one process.
+
+    python benchmarks/loop.py [--quick] [--small] [--methods naive,ewc] [--json]
+
+Prints, for each method at task 2 and at task 20, the median over chunks of steps of the ratio of its time to that of a
+bare loop with the same network, fused optimiser, batches and in-memory data, beside its goal; then evaluation, start-up
+and memory. `--small` measures a network of 784-100-10 units, where Python shows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lifelong.data import Dataset, Samples, load
+from lifelong.errors import LifelongError
+from lifelong.experiments import build, memory
+from lifelong.experiments.recipe import Recipe, recipe
+from lifelong.streams import Scenario, Split, Stream, Task
+from lifelong.streams.transforms import Permute
+from lifelong.training import state
+from lifelong.training.evaluation import accuracy
+from lifelong.training.loop import Step, TaskStarted, train
+
+GOALS = {
+    "naive": 1.03,
+    "ewc": 1.25,
+    "mas": 1.25,
+    "scp": 1.25,
+    "l2": 1.25,
+    "si": 1.4,
+    "rwalk": 1.5,
+    "lwf": 1.6,
+}
+BATCH = 128
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer steps")
+    parser.add_argument("--small", action="store_true", help="784-100-10 instead of 784-1024-512-256-10")
+    parser.add_argument("--methods", default=",".join(GOALS))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    hidden = (100,) if arguments.small else (1024, 512, 256)
+    chunks, steps = (6, 20) if arguments.quick else (20, 46)
+    if arguments.small:
+        steps *= 5
+    data = _data()
+    rows = []
+    for method in arguments.methods.split(","):
+        for place in (2, 20):
+            ratio, ours, bare = _steps(method, place, hidden, data, chunks, steps)
+            goal = 1.15 if arguments.small and method == "naive" else GOALS[method]
+            rows.append(
+                {
+                    "measure": f"{method}, task {place}",
+                    "ratio": ratio,
+                    "goal": goal,
+                    "ms": ours,
+                    "bare_ms": bare,
+                }
+            )
+            _say(rows[-1], arguments.json)
+    rows.append({"measure": "naive against unfused Adam", "ratio": _unfused(hidden, data, chunks, steps), "goal": 1.0})
+    _say(rows[-1], arguments.json)
+    rows.append({"measure": "evaluation", "ratio": _evaluation(hidden, data, chunks), "goal": 1.1})
+    _say(rows[-1], arguments.json)
+    for method in ("ewc", "rwalk"):
+        rows.append(
+            {
+                "measure": f"state of {method}, copies of the parameters",
+                "ratio": _copies(method, data),
+                "goal": 4,
+            }
+        )
+        _say(rows[-1], arguments.json)
+    rows.append({"measure": "seconds from start to first step", "ratio": _start_up(), "goal": 4})
+    _say(rows[-1], arguments.json)
+    if arguments.json:
+        print(json.dumps({"torch": torch.__version__, "threads": arguments.threads, "rows": rows}))
+
+
+def _say(row: dict[str, object], quiet: bool) -> None:
+    if not quiet:
+        extra = f"  ({row['ms']:.2f} ms a step, bare {row['bare_ms']:.2f} ms)" if "ms" in row else ""
+        print(f"{row['measure']:<45} {row['ratio']:6.3f}  goal {row['goal']}{extra}", flush=True)
+
+
+def _data() -> Dataset:
+    try:
+        return load("mnist")
+    except LifelongError:
+        generator = torch.Generator().manual_seed(0)
+
+        def samples(count: int) -> Samples:
+            images = torch.randint(0, 256, (count, 1, 28, 28), dtype=torch.uint8, generator=generator)
+            return Samples(images, torch.randint(0, 10, (count,), generator=generator))
+
+        return Dataset("random", samples(60_000), samples(10_000), tuple("0123456789"), "random")
+
+
+def _stream(data: Dataset, places: set[int], tasks: int = 20) -> Stream:
+    """All of the data at the tasks `places` (from 1), two batches of it at the others."""
+    made = []
+    for index in range(tasks):
+        arrange = Permute(torch.randperm(784, generator=torch.Generator().manual_seed(index))) if index else None
+        whole = Split(*data.train, arrange)
+        few = whole if index + 1 in places else whole.take(torch.arange(2 * BATCH))
+        test = Split(*data.test, arrange)
+        made.append(Task(index, f"task {index + 1}", few, few.take(torch.arange(0)), test, tuple(range(10))))
+    return Stream("permuted", data.name, Scenario.DOMAIN, tuple(made), data.classes)
+
+
+def _recipe(method: str, hidden: tuple[int, ...]) -> Recipe:
+    # Tiny strengths: the arithmetic is the same, and a loss that diverges would stop the loop.
+    settings = {"strength": 1e-6} if method not in ("naive", "joint") else {}
+    return recipe(
+        {
+            "method": {"name": method, **settings},
+            "model": {"name": "mlp", "hidden": hidden},
+            "lr": 1e-4,
+            "epochs": 50,
+            "batch_size": BATCH,
+        }
+    )
+
+
+def _ours(method: str, place: int, hidden: tuple[int, ...], data: Dataset) -> Iterator[Step]:
+    """Steps of `method` within the task `place`; those of earlier tasks are made before the first is asked for."""
+    made = _recipe(method, hidden)
+    stream = _stream(data, {place})
+    learner = build.learner(made, stream)
+    events = train(learner, build.method(made), stream, build.schedule(made))
+    for event in events:
+        if isinstance(event, TaskStarted) and event.task.index + 1 < place:
+            learner.clock.step = event.steps - 2
+        if isinstance(event, TaskStarted) and event.task.index + 1 == place:
+            break
+    return (event for event in events if isinstance(event, Step))
+
+
+def _bare(hidden: tuple[int, ...], data: Dataset, fused: bool) -> Iterator[Tensor]:
+    layers: list[nn.Module] = [nn.Flatten()]
+    width = 784
+    for units in hidden:
+        layers += [nn.Linear(width, units), nn.ReLU()]
+        width = units
+    model = nn.Sequential(*layers, nn.Linear(width, 10))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, **({"fused": True} if fused else {}))
+    inputs, targets = data.train.inputs.float() / 255, data.train.targets
+    while True:
+        for indices in torch.randperm(len(inputs)).split(BATCH):
+            loss = F.cross_entropy(model(inputs[indices]), targets[indices])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            yield loss
+
+
+def _alternate(ours: Callable[[], object], theirs: Callable[[], object], chunks: int) -> tuple[float, float, float]:
+    """Medians over `chunks` of the ratio and of the seconds of each side, run in turn."""
+    ratios, our_times, their_times = [], [], []
+    for chunk in range(chunks + 1):
+        begun = time.perf_counter()
+        ours()
+        middle = time.perf_counter()
+        theirs()
+        end = time.perf_counter()
+        if chunk:  # the first warms caches up
+            ratios.append((middle - begun) / (end - middle))
+            our_times.append(middle - begun)
+            their_times.append(end - middle)
+    return statistics.median(ratios), statistics.median(our_times), statistics.median(their_times)
+
+
+def _steps(
+    method: str, place: int, hidden: tuple[int, ...], data: Dataset, chunks: int, steps: int
+) -> tuple[float, float, float]:
+    ours, bare = _ours(method, place, hidden, data), _bare(hidden, data, fused=True)
+    ratio, a, b = _alternate(lambda: _advance(ours, steps), lambda: _advance(bare, steps), chunks)
+    return ratio, 1e3 * a / steps, 1e3 * b / steps
+
+
+def _unfused(hidden: tuple[int, ...], data: Dataset, chunks: int, steps: int) -> float:
+    ours, bare = _ours("naive", 2, hidden, data), _bare(hidden, data, fused=False)
+    return _alternate(lambda: _advance(ours, steps), lambda: _advance(bare, steps), chunks)[0]
+
+
+def _advance(iterator: Iterator[object], steps: int) -> None:
+    for _ in range(steps):
+        next(iterator)
+
+
+def _evaluation(hidden: tuple[int, ...], data: Dataset, chunks: int) -> float:
+    made = _recipe("naive", hidden)
+    stream = _stream(data, set(), tasks=3)
+    learner, method = build.learner(made, stream), build.method(made)
+    task = stream.tasks[2]
+    inputs, targets = data.test.inputs.float() / 255, data.test.targets
+    model = learner.model
+
+    @torch.inference_mode()
+    def bare() -> float:
+        right = sum(
+            (model(x, 0).argmax(1) == y).sum() for x, y in zip(inputs.split(1024), targets.split(1024), strict=True)
+        )
+        return float(right) / len(targets)
+
+    return _alternate(lambda: accuracy(learner, method, task, task.test), bare, chunks)[0]
+
+
+def _copies(method: str, data: Dataset) -> float:
+    """Size of the method's state within task 20, as copies of the parameters."""
+    made = _recipe(method, (256,))
+    stream = _stream(data, set())
+    learner, running = build.learner(made, stream), build.method(made)
+    for event in train(learner, running, stream, build.schedule(made)):
+        if isinstance(event, TaskStarted):
+            learner.clock.step = event.steps - 2
+        if isinstance(event, Step) and event.task.index == 19:
+            break
+    size = sum(p.numel() * p.element_size() for p in learner.params.values())
+    return state.method_bytes(running) / size
+
+
+def _start_up() -> float:
+    code = (
+        "from lifelong.experiments.recipe import recipe\nfrom lifelong.experiments.run import events\n"
+        "from lifelong.training.loop import Step\n"
+        "next(e for e in events(recipe({'method': 'ewc'})) if isinstance(e, Step))"
+    )
+    times = []
+    for _ in range(3):
+        begun = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True)
+        times.append(time.perf_counter() - begun)
+    return statistics.median(times)
+
+
+if __name__ == "__main__":
+    memory.reset_peak()
+    main()

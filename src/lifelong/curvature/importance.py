@@ -1,0 +1,160 @@
+"""How much each parameter matters to what the network answers: Fisher, MAS, SCP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lifelong import tree
+from lifelong.curvature.per_sample import Forward, evaluating, per_sample_moments
+from lifelong.tree import Params
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+FisherKind = Literal["true", "sampled", "empirical", "batched"]
+
+# Gradients that are held at once while the mean answer's are summed over the data.
+_BYTES = 1 << 28
+
+
+def fisher(
+    model: nn.Module,
+    forward: Forward,
+    batches: Batches,
+    *,
+    kind: FisherKind = "true",
+    generator: torch.Generator | None = None,
+) -> Params:
+    """Return the diagonal of the Fisher information, `F_i = E_x E_{y ~ p(.|x)} [(d log p(y|x) / d theta_i)^2]`.
+
+    Kirkpatrick et al. 2017, 1612.00796, after eq. 2; per sample, so it does not depend on the batch size.
+
+    Args:
+        model: evaluated with running statistics and without dropout; left as it was.
+        forward: inputs to logits `[batch, classes]`; logits of -inf stand for classes that are not in play.
+        batches: `(inputs, targets)`.
+        kind: `true` takes the expectation over all classes, `sampled` one label a sample drawn from the model,
+            `empirical` the given one. `batched` squares the gradient of each batch's mean loss with the given labels
+            (a different number that shrinks with the batch size; some libraries use it).
+        generator: of the sampled labels, on the CPU.
+
+    Returns:
+        a tree of means over samples, of the trainable parameters' names and shapes.
+    """
+    if kind == "batched":
+        return _batched(model, forward, batches)
+
+    def cotangents(logits: Tensor, targets: Tensor) -> Iterator[Tensor]:
+        probability = logits.softmax(1)
+        if kind == "true":
+            # p_k (d log p_k)^2 = (d of sqrt(p_k) * (e_k - p))^2, with the class's probability held fixed.
+            identity = torch.eye(logits.shape[1], dtype=logits.dtype, device=logits.device)
+            for row, share in zip(identity, probability.sqrt().unbind(1), strict=True):
+                yield share.unsqueeze(1) * (row - probability) * torch.isfinite(logits)
+            return
+        labels = targets
+        if kind == "sampled":
+            labels = torch.multinomial(probability.cpu(), 1, generator=generator).squeeze(1).to(logits.device)
+        yield F.one_hot(labels, logits.shape[1]).to(logits.dtype) - probability
+
+    return _mean(model, forward, batches, cotangents, power=2)
+
+
+def mas(model: nn.Module, forward: Forward, batches: Batches) -> Params:
+    """Return `Omega_i = mean_x |d ||f(x)||^2 / d theta_i|`, per sample and without labels.
+
+    Aljundi et al. 2018, 1711.09601, eq. 2 with the squared norm of section 3.2; arguments as for `fisher`.
+    """
+
+    def cotangents(outputs: Tensor, targets: Tensor) -> Iterator[Tensor]:
+        yield torch.where(torch.isfinite(outputs), 2 * outputs, 0.0)
+
+    return _mean(model, forward, batches, cotangents, power=1)
+
+
+def scp(
+    model: nn.Module,
+    forward: Forward,
+    batches: Batches,
+    *,
+    samples: int,
+    slices: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Params:
+    """Return `Gamma = E_{xi on the unit sphere} [(d (xi . zbar) / d theta)^2]` with `zbar = mean_x f(x)`.
+
+    Kolouri et al., ICLR 2020, eq. 9. With K outputs the expectation is exactly `1/K sum_k (d zbar_k / d theta)^2`.
+
+    Args:
+        batches: gone through several times where the outputs are many, so not an iterator.
+        samples: how many samples `batches` hold.
+        slices: directions to draw, one backward pass each; None, or at least K of them, takes the exact expectation.
+        generator: of the directions, on the CPU. Other arguments as for `fisher`.
+    """
+    live = tree.parameters(model)
+    gamma = {name: torch.zeros_like(each) for name, each in live.items()}
+    with evaluating(model), torch.no_grad():
+        outputs = forward(next(iter(batches))[0][:1]).shape[1]
+    directions = _directions(outputs, slices, generator)
+    at_once = max(1, _BYTES // max(1, 4 * tree.size(live)))
+    with evaluating(model), torch.enable_grad():
+        for some in directions.split(at_once):
+            for gradient in _gradients_of_mean(forward, live, batches, some, samples):
+                for name, value in gradient.items():
+                    gamma[name] += value.square() / len(directions)
+    return gamma
+
+
+def _directions(outputs: int, slices: int | None, generator: torch.Generator | None) -> Tensor:
+    """Directions `[count, outputs]` whose mean of squares is the expectation, or an estimate of it."""
+    if slices is None or slices >= outputs:
+        return torch.eye(outputs)
+    # On the unit sphere E[xi xi^T] = I / K, as the mean over the K axes has.
+    return F.normalize(torch.randn(slices, outputs, generator=generator), dim=1)
+
+
+def _gradients_of_mean(
+    forward: Forward, live: Params, batches: Batches, directions: Tensor, samples: int
+) -> list[Params]:
+    sums = [{name: torch.zeros_like(each) for name, each in live.items()} for _ in directions]
+    for inputs, _ in batches:
+        outputs = forward(inputs)
+        finite = torch.isfinite(outputs)
+        for total, direction in zip(sums, directions.to(outputs), strict=True):
+            along = torch.where(finite, direction / samples, 0.0)
+            found = torch.autograd.grad(outputs, list(live.values()), along, retain_graph=True, allow_unused=True)
+            for name, gradient in zip(live, found, strict=True):
+                if gradient is not None:
+                    total[name] += gradient
+    return sums
+
+
+def _mean(model: nn.Module, forward: Forward, batches: Batches, cotangents: object, *, power: int) -> Params:
+    count = 0
+
+    def counted() -> Iterator[tuple[Tensor, Tensor]]:
+        nonlocal count
+        for inputs, targets in batches:
+            count += len(inputs)
+            yield inputs, targets
+
+    totals = per_sample_moments(model, forward, counted(), cotangents, power=power)  # type: ignore[arg-type]
+    live = tree.parameters(model)
+    return {name: (total / max(count, 1)).to(live[name].dtype) for name, total in totals.items()}
+
+
+def _batched(model: nn.Module, forward: Forward, batches: Batches) -> Params:
+    live = tree.parameters(model)
+    totals, count = {name: torch.zeros_like(each) for name, each in live.items()}, 0
+    with evaluating(model), torch.enable_grad():
+        for inputs, targets in batches:
+            loss = F.cross_entropy(forward(inputs), targets)
+            found = torch.autograd.grad(loss, list(live.values()), allow_unused=True)
+            count += len(inputs)
+            for name, gradient in zip(live, found, strict=True):
+                if gradient is not None:
+                    totals[name] += gradient.square() * len(inputs)
+    return {name: total / max(count, 1) for name, total in totals.items()}

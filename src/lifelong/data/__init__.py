@@ -1,0 +1,67 @@
+"""Where samples come from: built-in digits, the hub, folders of pictures, tables, tensors."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from lifelong.data import cache as disk
+from lifelong.data import folders, hub, tables
+from lifelong.data.dataset import Dataset, Samples, from_tensors
+from lifelong.data.digits import digits
+from lifelong.errors import InputError, closest
+
+NAMES = {
+    "digits": "1,797 handwritten digits of 8x8 pixels, from scikit-learn; needs no download",
+    "mnist": "70,000 handwritten digits of 28x28 pixels (hub: ylecun/mnist)",
+    "fashion_mnist": "70,000 pictures of clothes of 28x28 pixels (hub: zalando-datasets/fashion_mnist)",
+    "cifar10": "60,000 photographs of 32x32 pixels in 10 classes (hub: uoft-cs/cifar10)",
+    "cifar100": "60,000 photographs of 32x32 pixels in 100 classes (hub: uoft-cs/cifar100)",
+    "omniglot": "1,623 handwritten characters, 20 drawings each (hub or local copy)",
+}
+
+__all__ = ["NAMES", "Dataset", "Samples", "from_tensors", "load"]
+
+
+def load(data: str, *, target: str | None = None, image_size: int | None = None) -> Dataset:
+    """Return the data set called `data`, decoded once and kept in the cache.
+
+    Args:
+        data: a name in `NAMES`, `owner/name` on the hub (both looked for in `LIFELONG_DATA` first), a folder in the hub's
+            layout (Parquet files named by split), a folder of pictures by class, or a CSV, JSONL or Parquet table.
+        target: name of the label column, where it is not the usual one.
+        image_size: resize pictures to so many pixels a side.
+
+    Raises:
+        InputError: nothing of that name, neither here nor on the hub, or data that is not what it should be.
+    """
+    if data == "digits":
+        return digits()
+    how = f" target={target} image_size={image_size}"
+    path = Path(data)
+    found = tables.files(path)
+    if found is not None and not (path.is_dir() and hub.is_layout(path)):
+        return tables.read(found, path.stem, target)
+    if not path.exists():
+        local = hub.local_copy(data)
+        if local is None and "/" not in data and data not in NAMES:
+            raise InputError(
+                f"unknown data {data!r}{closest(data, NAMES) or f': it is no file or folder, and none of {list(NAMES)}'}"
+            )
+        if local is None:
+            return disk.cached(_key("hub " + data + how), lambda: hub.read_hub(data, target, image_size))
+        path = local
+    name = data if not Path(data).exists() else path.name
+    if hub.is_layout(path):
+        key = _key(f"folder {name} {hub.digest(path)}{how}")
+        return disk.cached(key, lambda: hub.read_folder(path, name, target, image_size))
+    if folders.is_folder_of_classes(path):
+        return disk.cached(_key(f"pictures {folders.digest(path)}{how}"), lambda: folders.read(path, image_size))
+    raise InputError(
+        f"{path} is no data set: give a folder with Parquet files or with pictures in a folder a class, or a "
+        f"{', '.join(tables.ENDINGS)} table"
+    )
+
+
+def _key(content: str) -> str:
+    return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()

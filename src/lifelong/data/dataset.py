@@ -1,0 +1,119 @@
+"""What every source of data gives: samples as whole tensors, with the names of their classes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lifelong import randomness
+from lifelong.errors import InputError
+
+# Where a source has no test samples of its own, this share of each class is held out.
+TEST_SHARE = 0.2
+
+
+class Samples(NamedTuple):
+    """Labelled samples.
+
+    Args:
+        inputs: `[samples, channels, height, width]` uint8 images, `[samples, features]` floating point, or tokens.
+        targets: `[samples]` int64 in `0 .. classes - 1`.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Training and test samples of one labelling.
+
+    Args:
+        name: what tables call it.
+        train, test: samples of the same shape and dtype.
+        classes: names of the labels.
+        fingerprint: hexadecimal digest of the content.
+    """
+
+    name: str
+    train: Samples
+    test: Samples
+    classes: tuple[str, ...]
+    fingerprint: str
+
+
+def from_tensors(
+    train: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
+    *,
+    name: str = "tensors",
+    classes: Sequence[str] | None = None,
+) -> Dataset:
+    """Return the data set of tensors that are at hand.
+
+    Args:
+        train: `(inputs, targets)`: `[samples, ...]` uint8 (0..255), floating point or int64; `[samples]` integers from 0.
+        test: the same for test samples.
+        name: what tables call it.
+        classes: names of the labels; by default the numbers up to the greatest training target.
+
+    Raises:
+        InputError: no samples, unlike lengths or shapes, labels that are no integers or out of range, values that are
+            not finite.
+    """
+    named = {"train": _checked(name, "train", *train), "test": _checked(name, "test", *test)}
+    if named["train"].inputs.shape[1:] != named["test"].inputs.shape[1:]:
+        shapes = [tuple(each.inputs.shape[1:]) for each in named.values()]
+        raise InputError(f"{name}: training samples have the shape {shapes[0]} and test samples {shapes[1]}")
+    count = len(classes) if classes is not None else int(named["train"].targets.max()) + 1
+    for part, samples in named.items():
+        low, high = int(samples.targets.min()), int(samples.targets.max())
+        if low < 0 or high >= count:
+            wrong = low if low < 0 else high
+            raise InputError(f"{name}: the label {wrong} in {part} is outside 0 to {count - 1} ({count} classes)")
+    present = torch.bincount(named["train"].targets, minlength=count)
+    if int(present.min()) == 0:
+        missing = int(present.argmin())
+        raise InputError(f"{name}: class {classes[missing] if classes else missing} has no training samples")
+    labels = tuple(classes) if classes is not None else tuple(str(label) for label in range(count))
+    return Dataset(name, named["train"], named["test"], labels, _fingerprint(*named["train"], *named["test"]))
+
+
+def divided(inputs: Tensor, targets: Tensor) -> tuple[Samples, Samples]:
+    """Return `(train, test)`: of each class `TEST_SHARE` is drawn for testing, the same samples every time."""
+    held = torch.zeros(len(targets), dtype=torch.bool)
+    generator = randomness.generator(0, "test")
+    for label in targets.unique():
+        places = (targets == label).nonzero().flatten()
+        count = max(1, round(len(places) * TEST_SHARE)) if len(places) > 1 else 0
+        held[places[torch.randperm(len(places), generator=generator)[:count]]] = True
+    return Samples(inputs[~held], targets[~held]), Samples(inputs[held], targets[held])
+
+
+def _checked(name: str, part: str, inputs: Tensor, targets: Tensor) -> Samples:
+    if len(inputs) == 0:
+        raise InputError(f"{name}: {part} has no samples")
+    if len(inputs) != len(targets) or targets.ndim != 1:
+        raise InputError(
+            f"{name}: {part} has {len(inputs)} inputs and targets of shape {tuple(targets.shape)}: one target a sample"
+        )
+    if targets.is_floating_point() or targets.dtype == torch.bool:
+        raise InputError(f"{name}: {part} targets are {targets.dtype}, and class labels must be integers from 0")
+    if inputs.is_floating_point() and not bool(torch.isfinite(inputs).all()):
+        count = int((~torch.isfinite(inputs)).sum())
+        raise InputError(f"{name}: {count} values of the {part} inputs are not finite numbers")
+    return Samples(inputs.contiguous(), targets.to(torch.int64))
+
+
+def _fingerprint(*tensors: Tensor) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(np.ascontiguousarray(tensor.numpy()).data)
+    return digest.hexdigest()

@@ -1,0 +1,171 @@
+"""Data sets of the Hugging Face hub, and local folders in the hub's layout, through `datasets`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lifelong.data.dataset import Dataset, Samples, divided, from_tensors
+from lifelong.data.images import decode
+from lifelong.errors import InputError, closest
+
+HUB = {
+    "mnist": "ylecun/mnist",
+    "fashion_mnist": "zalando-datasets/fashion_mnist",
+    "cifar10": "uoft-cs/cifar10",
+    "cifar100": "uoft-cs/cifar100",
+    "omniglot": "omniglot",
+}
+
+_IMAGE_COLUMNS = ("image", "img", "picture", "pixel_values")
+_TARGET_COLUMNS = ("label", "labels", "target", "fine_label", "class", "character")
+_TEST_SPLITS = ("test", "validation", "valid", "val")
+
+
+def local_copy(name: str) -> Path | None:
+    """Return the folder of that name in `LIFELONG_DATA`, or None."""
+    root = os.environ.get("LIFELONG_DATA")
+    if not root:
+        return None
+    path = Path(root) / name.rpartition("/")[2]
+    return path if path.is_dir() else None
+
+
+def is_layout(path: Path) -> bool:
+    """Return whether the folder `path` holds Parquet files, as a data set of the hub does."""
+    return path.is_dir() and any(path.rglob("*.parquet"))
+
+
+def digest(path: Path) -> str:
+    """Return the digest of the names and contents of the Parquet files below `path`."""
+    total = hashlib.blake2b(digest_size=16)
+    for file in sorted(path.rglob("*.parquet")):
+        total.update(file.relative_to(path).as_posix().encode())
+        with open(file, "rb") as opened:
+            while block := opened.read(1 << 20):
+                total.update(block)
+    return total.hexdigest()
+
+
+def read_folder(path: Path, name: str, target: str | None, image_size: int | None) -> Dataset:
+    """Return the data set in the folder `path`; arguments and errors as for `lifelong.data.load`."""
+    import datasets
+
+    files: dict[str, list[str]] = {}
+    for file in sorted(path.rglob("*.parquet")):
+        files.setdefault(file.name.split("-")[0].removesuffix(".parquet"), []).append(str(file))
+    datasets.disable_progress_bars()  # ours is the only bar
+    try:
+        tables = {part: datasets.Dataset.from_parquet(each, keep_in_memory=True) for part, each in files.items()}
+    except Exception as error:  # pyarrow, datasets and fsspec each have errors of their own for a damaged file
+        raise InputError(f"data {path} cannot be read: {error}") from error
+    return convert(tables, name, target, image_size)
+
+
+def read_hub(name: str, target: str | None, image_size: int | None) -> Dataset:
+    """Return the data set `name` of the hub; arguments and errors as for `lifelong.data.load`."""
+    # The hub is asked once and quickly: without a network the answer is wanted now, not after ten retries.
+    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "5")
+    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "10")
+    import datasets
+
+    try:
+        found = datasets.load_dataset(HUB.get(name, name))
+    except Exception as error:  # offline, refused, missing and malformed each come as another library's error
+        root = os.environ.get("LIFELONG_DATA")
+        looked = f"there is no {Path(root) / name.rpartition('/')[2]}" if root else "LIFELONG_DATA is not set"
+        reason = str(error).split("\n", 1)[0][:200]
+        raise InputError(
+            f"data {name!r}: no local copy ({looked}) and not to be had from the hub ({reason})"
+        ) from error
+    return convert(dict(found), name, target, image_size)
+
+
+def convert(tables: dict[str, Any], name: str, target: str | None, image_size: int | None) -> Dataset:
+    """Return the tensors of `datasets` tables by split.
+
+    Raises:
+        InputError: no such column, no image column, or a split that is missing.
+    """
+    if "background" in tables:  # Omniglot names its halves by use; for streams they are one set of classes
+        import datasets
+
+        tables = {"train": datasets.concatenate_datasets([tables["background"], tables["evaluation"]])}
+    if "train" not in tables:
+        raise InputError(f"data {name}: no split named train, there are {', '.join(sorted(tables))}")
+    test = next((part for part in _TEST_SPLITS if part in tables), None)
+    columns = tables["train"].column_names
+    image, label = _image_column(tables["train"], name), _target_column(columns, name, target)
+    classes = _classes(tables, label)
+    read = {
+        part: (
+            _pictures(tables[part], image, f"{name}/{part}", image_size),
+            _labels(tables[part], label, classes),
+        )
+        for part in ("train", test)
+        if part is not None
+    }
+    if test is None:
+        train, held = divided(*read["train"])
+        return from_tensors(train, held, name=name, classes=classes)
+    return from_tensors(Samples(*read["train"]), Samples(*read[test]), name=name, classes=classes)
+
+
+def _image_column(table: Any, name: str) -> str:
+    columns: list[str] = table.column_names
+    for column in (*_IMAGE_COLUMNS, *columns):
+        if column in columns and type(table.features[column]).__name__ == "Image":
+            return column
+    for column in _IMAGE_COLUMNS:
+        if column in columns:
+            return column
+    raise InputError(f"data {name}: no column of images among {', '.join(columns)}")
+
+
+def _target_column(columns: Sequence[str], name: str, target: str | None) -> str:
+    if target is not None:
+        if target not in columns:
+            raise InputError(
+                f"data {name}: no column {target!r}{closest(target, columns) or f' among {list(columns)}'}"
+            )
+        return target
+    found = next((column for column in _TARGET_COLUMNS if column in columns), None)
+    if found is None:
+        raise InputError(f"data {name}: no label column among {', '.join(columns)}: name it with target")
+    return found
+
+
+def _classes(tables: dict[str, Any], label: str) -> tuple[str, ...]:
+    named = getattr(tables["train"].features[label], "names", None)
+    if named:
+        return tuple(named)
+    values = sorted(set(_values(tables["train"], label)))
+    return tuple(str(each) for each in values)
+
+
+def _values(table: Any, label: str) -> list[Any]:
+    if label == "character" and "alphabet" in table.column_names:  # characters are numbered within an alphabet
+        return [f"{a}/{c}" for a, c in zip(table["alphabet"], table["character"], strict=True)]
+    return list(table[label])
+
+
+def _labels(table: Any, label: str, classes: tuple[str, ...]) -> Tensor:
+    values = _values(table, label)
+    if getattr(table.features[label], "names", None):
+        return torch.tensor(np.asarray(values, dtype=np.int64))
+    index = {name: position for position, name in enumerate(classes)}
+    # A label that training never saw gets one past the last, which the check of the range names.
+    return torch.tensor([index.get(str(each), len(classes)) for each in values])
+
+
+def _pictures(table: Any, column: str, name: str, size: int | None) -> Tensor:
+    cells = table.data.column(column).combine_chunks().to_pylist()
+    encoded = [cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]) for cell in cells]
+    return decode(encoded, [f"{name}[{index}]" for index in range(len(encoded))], size)

@@ -1,0 +1,100 @@
+"""Tables of numbers with a label column: CSV, JSON lines, Parquet."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lifelong.data.dataset import Dataset, Samples, divided, from_tensors
+from lifelong.errors import InputError, closest
+
+_TARGETS = ("label", "target", "class", "y")
+ENDINGS = (".csv", ".jsonl", ".parquet")
+
+
+def files(path: Path) -> tuple[Path, Path | None] | None:
+    """Return the training and the test file that `path` names (one file, or a folder with train.* and test.*)."""
+    if path.is_file() and path.suffix.lower() in ENDINGS:
+        return path, None
+    for ending in ENDINGS:
+        train, test = path / f"train{ending}", path / f"test{ending}"
+        if train.is_file():
+            return train, test if test.is_file() else None
+    return None
+
+
+def digest(found: tuple[Path, Path | None]) -> str:
+    """Return the digest of the contents of the files."""
+    total = hashlib.blake2b(digest_size=16)
+    for path in found:
+        if path is not None:
+            total.update(path.suffix.encode() + path.read_bytes())
+    return total.hexdigest()
+
+
+def read(found: tuple[Path, Path | None], name: str, target: str | None) -> Dataset:
+    """Return the rows as float32 features and labels; distinct labels, sorted, are the classes.
+
+    Raises:
+        InputError: a file that cannot be read, a missing column, text among the features, or values that are missing.
+    """
+    train_path, test_path = found
+    table = _table(train_path)
+    column = _target(train_path, list(table.columns), target)
+    classes = tuple(str(each) for each in sorted(table[column].dropna().unique()))
+    features = [each for each in table.columns if each != column]
+    train = _samples(train_path, table, features, column, classes)
+    if test_path is None:
+        first, held = divided(*train)
+        return from_tensors(first, held, name=name, classes=classes)
+    test = _samples(test_path, _table(test_path), features, column, classes)
+    return from_tensors(train, test, name=name, classes=classes)
+
+
+def _table(path: Path) -> Any:
+    import pandas
+
+    try:
+        if path.suffix.lower() == ".csv":
+            return pandas.read_csv(path)
+        return pandas.read_parquet(path) if path.suffix.lower() == ".parquet" else pandas.read_json(path, lines=True)
+    except (ValueError, OSError) as error:
+        raise InputError(f"table {path} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def _target(path: Path, columns: list[str], target: str | None) -> str:
+    if target is not None:
+        if target not in columns:
+            raise InputError(
+                f"table {path} has no column {target!r}{closest(target, columns) or f': it has {columns}'}"
+            )
+        return target
+    found = next((each for each in _TARGETS if each in columns), None)
+    if found is None:
+        raise InputError(f"table {path} has no label column among {columns}: name it with target")
+    return found
+
+
+def _samples(path: Path, table: Any, features: list[str], column: str, classes: tuple[str, ...]) -> Samples:
+    import pandas
+
+    absent = [each for each in (*features, column) if each not in table.columns]
+    if absent:
+        raise InputError(f"table {path} has no column {absent[0]!r}, which the training table has")
+    for each in features:
+        if not pandas.api.types.is_numeric_dtype(table[each]):
+            raise InputError(
+                f"table {path}: column {each!r} holds text, and features must be numbers: drop or encode it"
+            )
+    for each in (*features, column):
+        missing = int(table[each].isna().sum())
+        if missing:
+            raise InputError(f"table {path}: column {each!r} lacks {missing} of its {len(table)} values")
+    index = {name: position for position, name in enumerate(classes)}
+    labels = [index.get(str(each), len(classes)) for each in table[column]]
+    inputs = np.ascontiguousarray(table[features].to_numpy(dtype=np.float32))
+    return Samples(torch.from_numpy(inputs), torch.tensor(labels))

@@ -1,0 +1,8 @@
+"""Tables, charts and a web page, from results alone: they never need the code that made them."""
+
+from __future__ import annotations
+
+from lifelong.reports.page import write_report
+from lifelong.reports.table import print_table
+
+__all__ = ["print_table", "write_report"]
