@@ -9,17 +9,15 @@ __version__ = "0.1.0"
 
 # Imported at first use: `import lifelong` must not cost an import of torch.
 _HOMES = {
-    "run": "lifelong.experiments",
-    "compare": "lifelong.experiments",
-    "tune": "lifelong.experiments",
-    "recipe": "lifelong.experiments",
+    "run": "lifelong.api",
+    "compare": "lifelong.api",
     "load": "lifelong.data",
     "from_tensors": "lifelong.data",
     "LifelongError": "lifelong.errors",
     "InputError": "lifelong.errors",
 }
 
-__all__ = ["__version__", *_HOMES]
+__all__ = ["InputError", "LifelongError", "__version__", "compare", "from_tensors", "load", "run"]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -146,13 +146,16 @@ def _by_vmap(
     cotangents: Cotangents,
     power: int,
 ) -> None:
-    wrapped = _Wrapped(model, forward)
-    params = {f"model.{name}": model.get_parameter(name).detach() for name in names}
+    slots = _slots(model)
+    still = {name: model.get_parameter(name).detach() for name in slots}
+    params = {name: still[name] for name in names}
     with torch.no_grad():
         directions = list(cotangents(forward(inputs), targets))
 
     def scalar(chosen: Params, sample: Tensor, direction: Tensor) -> Tensor:
-        outputs = torch.func.functional_call(wrapped, chosen, (sample.unsqueeze(0),))
+        # The other parameters are detached, so that the gradients belong to no graph of their own.
+        with _swapped(slots, {**still, **chosen}):
+            outputs = forward(sample.unsqueeze(0))
         # Outputs that are masked with -inf have no direction, and 0 * inf would be no number.
         return torch.where(direction != 0, outputs[0] * direction, 0.0).sum()
 
@@ -167,20 +170,39 @@ def _by_vmap(
                 alone = [gradient(params, s, v) for s, v in zip(sample, along, strict=True)]
                 each = {key: torch.stack([one[key] for one in alone]) for key in params}
             for name in names:
-                found = each[f"model.{name}"]
+                found = each[name]
                 totals[name] += (found.abs() if power == 1 else found.square()).sum(0)
 
 
-class _Wrapped(nn.Module):
-    """Lets `functional_call` swap the parameters of a model that `forward` calls by itself."""
+def _slots(model: nn.Module) -> dict[str, list[Use]]:
+    """Return the places that each trainable parameter is held in, under its first name; each place once.
 
-    def __init__(self, model: nn.Module, forward: Forward) -> None:
-        super().__init__()
-        self.model = model
-        self.call = forward
+    `torch.func.functional_call` takes a module that is registered under two names for two, and leaves it broken.
+    """
+    names = {id(parameter): name for name, parameter in tree.parameters(model).items()}
+    slots: dict[str, list[Use]] = {name: [] for name in names.values()}
+    for layer in model.modules():
+        for own, parameter in layer._parameters.items():
+            if id(parameter) in names:
+                slots[names[id(parameter)]].append(Use(layer, own))
+    return slots
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.call(inputs)
+
+@contextlib.contextmanager
+def _swapped(slots: dict[str, list[Use]], chosen: Params) -> Iterator[None]:
+    """Let the model compute with the tensors `chosen` in place of its parameters."""
+    own = {name: getattr(uses[0].layer, uses[0].name) for name, uses in slots.items()}
+    try:
+        _put(slots, chosen)
+        yield
+    finally:
+        _put(slots, own)
+
+
+def _put(slots: dict[str, list[Use]], tensors: Mapping[str, Tensor]) -> None:
+    for name, uses in slots.items():
+        for use in uses:
+            use.layer._parameters[use.name] = tensors[name]  # type: ignore[assignment]
 
 
 def _trusted(
@@ -192,8 +214,12 @@ def _trusted(
         outputs = forward(inputs)
     direction = torch.stack(list(cotangents(outputs.detach(), targets))).sum(0)
     names = list(live)
-    true = torch.autograd.grad(outputs, [live[n] for n in names], direction, retain_graph=True, allow_unused=True)
-    sums = {name: torch.zeros_like(live[name]) for name in uses}
+    # Sample by sample: a layer whose first dimension is another one of the same length has the right sum all the same.
+    true = [
+        torch.autograd.grad(row, [live[n] for n in names], along, retain_graph=True, allow_unused=True)
+        for row, along in zip(outputs, direction, strict=True)
+    ]
+    sums = {name: live[name].new_zeros(len(inputs), *live[name].shape) for name in uses}
     by_layer: dict[nn.Module, list[tuple[str, str]]] = {}
     for name, found in uses.items():
         for use in found:
@@ -207,11 +233,13 @@ def _trusted(
             elif gradient is not None:
                 each = rules.RULES[type(call.layer)](call.layer, call.inputs, gradient)
                 for name, own in owned:
-                    sums[name] += each[own].sum(0)
+                    sums[name] += each[own]
     return {
         name: uses[name]
-        for name, gradient in zip(names, true, strict=True)
-        if name in uses and name not in broken and _close(sums[name], gradient)
+        for name, gradients in zip(names, zip(*true, strict=True), strict=True)
+        if name in uses
+        and name not in broken
+        and all(_close(found, gradient) for found, gradient in zip(sums[name], gradients, strict=True))
     }
 
 
@@ -248,12 +276,13 @@ def _output_gradients(outputs: Tensor, cotangent: Tensor, calls: Sequence[Call])
 def _recorded(layers: Iterable[nn.Module]) -> Iterator[list[Call]]:
     calls: list[Call] = []
 
-    def note(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def note(layer: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> None:
         if output.requires_grad:
+            given = inputs[0] if inputs else named["input"]
             # The edge and not the tensor: an activation may yet overwrite the tensor in place.
-            calls.append(Call(layer, inputs[0].detach(), inputs[0]._version, get_gradient_edge(output)))
+            calls.append(Call(layer, given.detach(), given._version, get_gradient_edge(output)))
 
-    handles = [layer.register_forward_hook(note) for layer in layers]
+    handles = [layer.register_forward_hook(note, with_kwargs=True) for layer in layers]
     try:
         yield calls
     finally:

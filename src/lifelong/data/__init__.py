@@ -27,8 +27,9 @@ def load(data: str, *, target: str | None = None, image_size: int | None = None)
     """Return the data set called `data`, decoded once and kept in the cache.
 
     Args:
-        data: a name in `NAMES`, `owner/name` on the hub (both looked for in `LIFELONG_DATA` first), a folder in the hub's
-            layout (Parquet files named by split), a folder of pictures by class, or a CSV, JSONL or Parquet table.
+        data: a name in `NAMES`, `owner/name` on the hub (both looked for in `LIFELONG_DATA` first), a folder in the
+            hub's layout (Parquet files named by split), a folder of pictures by class, or a CSV, JSONL or Parquet
+            table.
         target: name of the label column, where it is not the usual one.
         image_size: resize pictures to so many pixels a side.
 
@@ -46,7 +47,7 @@ def load(data: str, *, target: str | None = None, image_size: int | None = None)
         local = hub.local_copy(data)
         if local is None and "/" not in data and data not in NAMES:
             raise InputError(
-                f"unknown data {data!r}{closest(data, NAMES) or f': it is no file or folder, and none of {list(NAMES)}'}"
+                f"unknown data {data!r}{closest(data, NAMES)}: it is no file or folder, and none of {', '.join(NAMES)}"
             )
         if local is None:
             return disk.cached(_key("hub " + data + how), lambda: hub.read_hub(data, target, image_size))

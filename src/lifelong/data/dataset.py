@@ -58,7 +58,7 @@ def from_tensors(
     """Return the data set of tensors that are at hand.
 
     Args:
-        train: `(inputs, targets)`: `[samples, ...]` uint8 (0..255), floating point or int64; `[samples]` integers from 0.
+        train: `(inputs, targets)`: `[samples, ...]` uint8 (0..255), floating point or int64; `[samples]` integers.
         test: the same for test samples.
         name: what tables call it.
         classes: names of the labels; by default the numbers up to the greatest training target.

@@ -16,11 +16,7 @@ _ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 
 def is_folder_of_classes(path: Path) -> bool:
     """Return whether `path` has pictures in folders below it."""
-    return (
-        path.is_dir()
-        and any(file.suffix.lower() in _ENDINGS for file in path.glob("*/*"))
-        or any(file.suffix.lower() in _ENDINGS for file in path.glob("train/*/*"))
-    )
+    return any(file.suffix.lower() in _ENDINGS for deep in ("*/*", "train/*/*") for file in path.glob(deep))
 
 
 def digest(path: Path) -> str:

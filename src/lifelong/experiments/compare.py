@@ -67,9 +67,9 @@ def _claim(planned: Sequence[Planned], out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file: choose another --out")
     known = {run.folder.parts[0] for run in planned}
-    if out.is_dir() and any(out.iterdir()) and not (out / "results.json").is_file():
-        if not any((out / name).is_dir() for name in known):
-            raise InputError(f"{out} exists and holds no comparison: choose another --out")
+    foreign = out.is_dir() and any(out.iterdir()) and not (out / "results.json").is_file()
+    if foreign and not any((out / name).is_dir() for name in known):
+        raise InputError(f"{out} exists and holds no comparison: choose another --out")
     for run in planned:
         path = out / run.folder / "recipe.json"
         if path.is_file():

@@ -82,12 +82,8 @@ def merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in own.items():
         old = result.get(key)
         if key == "methods":
-            old = {} if old is None else _rows(old)
-            value = _rows(value)
-            result[key] = {
-                **old,
-                **{row: {**(old.get(row) or {}), **(each or {})} for row, each in value.items()},
-            }
+            rows = {} if old is None else _rows(old)
+            result[key] = {**rows, **{row: {**rows.get(row, {}), **each} for row, each in _rows(value).items()}}
         elif isinstance(value, Mapping) and isinstance(old, Mapping):
             result[key] = {**old, **value}
         else:

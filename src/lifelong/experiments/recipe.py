@@ -76,7 +76,7 @@ def recipe(values: Mapping[str, Any]) -> Recipe:
 
     Args:
         values: settings by name, from YAML or the command line. `method`, `model` and `optimizer` may be a name, or a
-            mapping of `name` and settings; `stream` may be `KIND-DATA`, as in `permuted-mnist`.
+            mapping of `name` and settings (which `method_settings` and its like override); `stream` may be `KIND-DATA`, as in `permuted-mnist`.
 
     Raises:
         InputError: an unknown setting, or a value of the wrong type or out of range.
@@ -87,7 +87,7 @@ def recipe(values: Mapping[str, Any]) -> Recipe:
         if isinstance(chosen, Mapping):
             rest = dict(chosen)
             flat[key] = rest.pop("name", settings.default_of(_field(key)))
-            flat[nested] = {**flat.get(nested, {}), **rest}
+            flat[nested] = {**rest, **flat.get(nested, {})}
     kind, _, data = str(flat.get("stream", "")).partition("-")
     if data:
         flat["stream"], flat["data"] = kind, data

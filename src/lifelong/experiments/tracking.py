@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from lifelong.training.loop import Step
 _EVERY = 50
 
 
-def tracked(events: Iterable[RunEvent], recipe: Recipe, out: Path, name: str | None) -> Iterator[RunEvent]:
+def tracked(
+    events: Iterable[RunEvent | Failed], recipe: Recipe, out: Path, name: str | None
+) -> Iterator[RunEvent | Failed]:
     """Yield `events`, telling the tracker called `name` of losses and accuracies; None tracks nothing.
 
     Args:
@@ -57,23 +60,11 @@ def tracked_all(
     if name is None:
         yield from events
         return
-    iterator = iter(events)
-    pending = next(iterator, None)
-    while pending is not None:
-        current = pending[0]
-        ahead: list[tuple[Planned, RunEvent | Failed]] = []
-
-        def of_run(first: RunEvent | Failed = pending[1], run: Planned = current) -> Iterator[Any]:
-            yield first
-            for each in iterator:
-                if each[0] is not run:
-                    ahead.append(each)
-                    return
-                yield each[1]
-
-        for event in tracked(of_run(), current.recipe, out / current.folder, name):
-            yield current, event
-        pending = ahead[0] if ahead else None
+    for _, group in groupby(events, key=lambda pair: pair[0].folder):
+        first = next(group)
+        run = first[0]
+        for event in tracked((each for _, each in chain([first], group)), run.recipe, out / run.folder, name):
+            yield run, event
 
 
 def _tracker(name: str, recipe: Recipe, out: Path) -> Any:

@@ -118,7 +118,7 @@ def split(
         raise InputError(f"{tasks} tasks need at least {tasks} classes, and {dataset.name} has {count}")
     if len(sizes) != tasks or sum(sizes) > count:
         raise InputError(
-            f"classes_per_task {sizes} must name {tasks} sizes that sum to at most the {count} classes of {dataset.name}"
+            f"classes_per_task {sizes} must be {tasks} sizes that sum to at most the {count} classes of {dataset.name}"
         )
     order = (
         torch.randperm(count, generator=randomness.generator(seed, "classes"))
@@ -151,7 +151,7 @@ def domains(
     for other in datasets[1:]:
         if other.train.inputs.shape[1:] != first.train.inputs.shape[1:]:
             raise InputError(
-                f"samples of {other.name} have the shape {tuple(other.train.inputs.shape[1:])} and those of {first.name} "
+                f"samples of {other.name} have the shape {tuple(other.train.inputs.shape[1:])}, those of {first.name} "
                 f"{tuple(first.train.inputs.shape[1:])}: a stream of domains needs one (see image_size)"
             )
     parts = [Part(data.name, data.train, data.test, data.classes) for data in datasets]
