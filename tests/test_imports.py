@@ -106,7 +106,11 @@ def test_help_is_light() -> None:
 
 def test_help_is_printed() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", "import sys; sys.argv = ['lifelong', '--help']\nfrom lifelong.cli import entry\nentry()"],
+        [
+            sys.executable,
+            "-c",
+            "import sys; sys.argv = ['lifelong', '--help']\nfrom lifelong.cli import entry\nentry()",
+        ],
         capture_output=True,
         text=True,
         check=True,

@@ -46,7 +46,9 @@ def run(
     """
     named = {
         **settings,
-        **({"stream": stream} if isinstance(stream, str) else {"scenario": stream.scenario.value, "tasks": len(stream)}),
+        **(
+            {"stream": stream} if isinstance(stream, str) else {"scenario": stream.scenario.value, "tasks": len(stream)}
+        ),
         **({"model": model} if isinstance(model, str) else {}),
     }
     return running.run(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from lifelong.errors import InputError, closest
 
@@ -57,6 +57,12 @@ def build(kind: type[T], values: Mapping[str, Any], where: str) -> T:
     return kind(**_checked(kind, values, where))
 
 
+def _is_one_of_many(hint: Any, value: Any) -> bool:
+    """Whether a single number stands for a tuple of one, as in `--model.hidden 400`."""
+    kinds = (hint, *get_args(hint))
+    return isinstance(value, int | float) and any(get_origin(kind) is tuple for kind in kinds)
+
+
 def _checked(kind: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
     # Imported here: `lifelong --help` needs no validation, and pydantic costs a tenth of a second.
     import pydantic
@@ -71,8 +77,9 @@ def _checked(kind: type, values: Mapping[str, Any], where: str) -> dict[str, Any
         __config__=pydantic.ConfigDict(allow_inf_nan=False, protected_namespaces=()),
         **declared,
     )
+    given = {name: (value,) if _is_one_of_many(hints[name], value) else value for name, value in values.items()}
     try:
-        checked = model(**values)
+        checked = model(**given)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])

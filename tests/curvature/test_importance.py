@@ -144,9 +144,7 @@ def test_fisher_does_not_depend_on_the_batch_size(
 
 
 @pytest.mark.parametrize("size", [1, 3, SAMPLES])
-def test_batched_fisher_squares_the_means_of_batches(
-    model: nn.Module, data: tuple[Tensor, Tensor], size: int
-) -> None:
+def test_batched_fisher_squares_the_means_of_batches(model: nn.Module, data: tuple[Tensor, Tensor], size: int) -> None:
     live = dict(model.named_parameters())
     expected = {name: torch.zeros_like(each) for name, each in live.items()}
     for inputs, targets in batches(data, size):

@@ -250,7 +250,9 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], list[tuple[Tensor, 
         lambda: reals(2, 6, 7),
     ),
     "conv2d, same and dilation": (
-        lambda: nn.Sequential(nn.Conv2d(2, 3, (2, 3), padding="same", dilation=(2, 1), bias=False), nn.Flatten(), nn.Tanh()),
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 3, (2, 3), padding="same", dilation=(2, 1), bias=False), nn.Flatten(), nn.Tanh()
+        ),
         lambda: reals(2, 5, 6),
     ),
     "conv2d, groups and reflection": (
@@ -271,7 +273,9 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], list[tuple[Tensor, 
         lambda: reals(4, 4, 6, 7),
     ),
     "conv3d, same": (
-        lambda: nn.Sequential(nn.Conv3d(2, 2, (1, 3, 2), padding="same", dilation=(1, 1, 2), bias=False), nn.Tanh(), nn.Flatten()),
+        lambda: nn.Sequential(
+            nn.Conv3d(2, 2, (1, 3, 2), padding="same", dilation=(1, 1, 2), bias=False), nn.Tanh(), nn.Flatten()
+        ),
         lambda: reals(2, 3, 4, 3),
     ),
     "batch norm": (
@@ -469,7 +473,9 @@ def architectures(draw: st.DrawFn) -> tuple[list[tuple[object, ...]], int, int]:
     plan: list[tuple[object, ...]] = []
     for kind in layers:
         if kind == "conv":
-            plan.append((kind, draw(st.integers(1, 3)), draw(st.integers(1, 2)), draw(st.integers(0, 2)), draw(st.booleans())))
+            plan.append(
+                (kind, draw(st.integers(1, 3)), draw(st.integers(1, 2)), draw(st.integers(0, 2)), draw(st.booleans()))
+            )
         elif kind == "linear":
             plan.append((kind, draw(st.integers(1, 4)), draw(st.booleans())))
         else:

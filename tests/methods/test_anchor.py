@@ -38,8 +38,7 @@ def gradient_of_the_sum(tasks: list[tuple[Params, Params]], theta: Params, stren
             total = total + strength / 2 * (weight * (free[name] - centre[name]) ** 2).sum()
     found = torch.autograd.grad(total, list(free.values()), allow_unused=True)
     return {
-        name: torch.zeros_like(free[name]) if each is None else each
-        for name, each in zip(free, found, strict=True)
+        name: torch.zeros_like(free[name]) if each is None else each for name, each in zip(free, found, strict=True)
     }
 
 

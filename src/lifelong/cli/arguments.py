@@ -34,25 +34,31 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, argv: list[str]) -> Namespace:
         """Return the arguments, with dotted settings under `dotted`."""
-        found, rest = self.parse_known_args(argv)
-        found.dotted = self._dotted(rest)
+        # Taken out first: argparse would give the value of an option that it does not know to the next positional.
+        dotted, others = self._dotted(argv)
+        found, rest = self.parse_known_args(others)
+        if rest:
+            options = [option for action in self._actions for option in action.option_strings]
+            kind = "option" if rest[0].startswith("-") else "argument"
+            raise InputError(f"unknown {kind} {rest[0]!r}{closest(rest[0], options)} (see {self.prog} --help)")
+        found.dotted = dotted
         return found
 
-    def _dotted(self, rest: list[str]) -> Values:
-        options = [option for action in self._actions for option in action.option_strings]
+    def _dotted(self, argv: list[str]) -> tuple[Values, list[str]]:
         dotted: Values = {}
-        words = iter(rest)
+        others: list[str] = []
+        words = iter(argv)
         for word in words:
             name, equals, text = word.removeprefix("--").partition("=")
-            if not word.startswith("--") or name.partition(".")[0] not in self.groups or "." not in name:
-                kind = "option" if word.startswith("-") else "argument"
-                raise InputError(f"unknown {kind} {word!r}{closest(word, options)} (see {self.prog} --help)")
+            if not word.startswith("--") or "." not in name or name.partition(".")[0] not in self.groups:
+                others.append(word)
+                continue
             if not equals:
                 text = next(words, "")
                 if not text or text.startswith("--"):
                     raise InputError(f"option --{name} needs a value")
             dotted[name] = value(text)
-        return dotted
+        return dotted, others
 
 
 def add_recipe(parser: Parser, *, without: tuple[str, ...] = ()) -> None:

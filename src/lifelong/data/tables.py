@@ -96,5 +96,5 @@ def _samples(path: Path, table: Any, features: list[str], column: str, classes: 
             raise InputError(f"table {path}: column {each!r} lacks {missing} of its {len(table)} values")
     index = {name: position for position, name in enumerate(classes)}
     labels = [index.get(str(each), len(classes)) for each in table[column]]
-    inputs = np.ascontiguousarray(table[features].to_numpy(dtype=np.float32))
+    inputs = np.array(table[features], dtype=np.float32)  # a copy: pandas may hand out memory that is read-only
     return Samples(torch.from_numpy(inputs), torch.tensor(labels))

@@ -76,7 +76,8 @@ def recipe(values: Mapping[str, Any]) -> Recipe:
 
     Args:
         values: settings by name, from YAML or the command line. `method`, `model` and `optimizer` may be a name, or a
-            mapping of `name` and settings (which `method_settings` and its like override); `stream` may be `KIND-DATA`, as in `permuted-mnist`.
+            mapping of `name` and settings, which `method_settings` and its like override; `stream` may be
+            `KIND-DATA`, as in `permuted-mnist`.
 
     Raises:
         InputError: an unknown setting, or a value of the wrong type or out of range.

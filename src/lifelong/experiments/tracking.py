@@ -35,10 +35,14 @@ def tracked(
     if name is None:
         yield from events
         return
+    check_tracker(name)
+    iterator = iter(events)
+    # The run makes its folder sure before it yields anything; a tracker must not write there earlier.
+    first = next(iterator)
     tracker = _tracker(name, recipe, out)
     steps = 0
     try:
-        for event in events:
+        for event in chain([first], iterator):
             if isinstance(event, Step):
                 steps += 1
                 if steps % _EVERY == 0:
@@ -67,14 +71,20 @@ def tracked_all(
             yield run, event
 
 
-def _tracker(name: str, recipe: Recipe, out: Path) -> Any:
-    from accelerate import PartialState
+def check_tracker(name: str) -> None:
+    """Raise `InputError` unless accelerate knows the tracker `name` and it is installed."""
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
     if name not in LOGGER_TYPE_TO_CLASS:
         raise unknown("tracker", name, LOGGER_TYPE_TO_CLASS)
     if name not in [str(getattr(each, "value", each)) for each in get_available_trackers()]:
         raise InputError(f"tracker {name} is not installed: pip install {name}")
+
+
+def _tracker(name: str, recipe: Recipe, out: Path) -> Any:
+    from accelerate import PartialState
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
     PartialState()  # the trackers ask it whether they are on the main process
     kind = LOGGER_TYPE_TO_CLASS[name]
     tracker = kind("lifelong", **({"logging_dir": str(out)} if kind.requires_logging_directory else {}))

@@ -141,7 +141,7 @@ def train(learner: Learner, method: Method, stream: Stream, schedule: Schedule) 
 def batches_per_epoch(samples: int, batch_size: int) -> int:
     """Return how many batches hold `samples`; a last batch of one joins none, as normalisation cannot train on it."""
     whole, rest = divmod(samples, batch_size)
-    return whole + (1 if rest > 1 or (rest == 1 and whole == 0) or batch_size == 1 else 0)
+    return whole + (1 if rest > 1 or (rest == 1 and whole == 0) else 0)
 
 
 def _data(chosen: Sequence[Task], task: Task, device: torch.device) -> Split | None:

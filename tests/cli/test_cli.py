@@ -1,0 +1,226 @@
+"""The command line as a user meets it: what it prints, what it refuses, and how."""
+
+from __future__ import annotations
+
+import errno
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lifelong.cli import COMMANDS, main
+from lifelong.training import checkpoint
+
+QUICK = ["--tasks", "2", "--train-samples", "64", "--model.hidden", "8", "--threads", "1"]
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    assert main(list(argv)) == 2
+    shown = capsys.readouterr()
+    lines = [line for line in shown.err.strip().splitlines() if ": after task" not in line]
+    assert shown.out == ""
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("lifelong: error: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["comprae"], "did you mean 'compare'?"),
+        (["run", "--method", "ewcc"], "did you mean 'ewc'?"),
+        (["run", "--method", "ewc", "--method.strenght", "1"], "did you mean 'strength'?"),
+        (["run", "--method", "ewc", "--method.strength", "-1"], "strength = -1"),
+        (["run", "--method", "ewc", "--method.strength", "much"], "strength = 'much'"),
+        (["run", "--method", "ewc", "--method.fisher", "exact"], "'true', 'sampled', 'empirical' or 'batched'"),
+        (["run", "--method", "ewc+lfw"], "did you mean 'lwf'?"),
+        (["run", "--epochz", "3"], "did you mean '--epochs'?"),
+        (["run", "--epochs", "0"], "epochs = '0'"),
+        (["run", "--epochs", "many"], "epochs = 'many'"),
+        (["run", "--stream", "premuted"], "'permuted', 'rotated', 'split' or 'domains'"),
+        (["run", "--data", "digitz"], "did you mean 'digits'?"),
+        (["run", "--scenario", "tasks"], "'task', 'domain' or 'class'"),
+        (["run", "--model", "mpl"], "did you mean 'mlp'?"),
+        (["run", "--model.hiden", "8"], "did you mean 'hidden'?"),
+        (["run", "--model", "nowhere:net"], "cannot be imported"),
+        (["run", "--optimizer", "adamm"], "did you mean 'adam'?"),
+        (["run", "--optimizer.momentun", "0.9", "--optimizer", "sgd"], "did you mean 'momentum'?"),
+        (["run", "--stream", "split", "--tasks", "11"], "11 tasks need at least 11 classes"),
+        (["run", "--stream", "split", "--tasks", "3", "--scenario", "domain"], "use scenario task or class"),
+        (["run", "--head", "multi", "--scenario", "domain"], "head multi needs scenario task"),
+        (["run", "--early-stopping", "3"], "set validation"),
+        (["run", "--validation", "0.0001"], "none to validate on"),
+        (["run", "--device", "cuda:9"], "cuda:9"),
+        (["run", "--checkpoint-every", "often"], "number of steps"),
+        (["run", "--track", "tensorbord"], "did you mean 'tensorboard'?"),
+        (["run", "--lr", "1e9", "--optimizer", "sgd"], "try a smaller lr"),
+        (["run", "missing.yaml"], "cannot be read"),
+        (["compare", "--methods", "naive,ewcc"], "did you mean 'ewc'?"),
+        (["compare", "--seeds", "some"], "seeds = 'some'"),
+        (["compare", "--workers", "0"], "workers = '0'"),
+        (["compare", "--methods", "naive", "--methods.ewc.strength", "1"], "no row 'ewc'"),
+    ],
+)
+def test_wrong_input_gets_one_line(
+    argv: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = argv if argv[0] not in COMMANDS else [*argv, "--out", str(tmp_path / "out")]
+    assert says in refused(capsys, *words)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("- naive\n", "must be a mapping"),
+        ("a: [\n", "is not YAML"),
+        ("methods: {ewc: {strenght: 1}}\n", "did you mean 'strength'?"),
+        ("methods: {naive: {expected: 3}}\n", "must map measures to [low, high]"),
+        ("metods: {ewc: {}}\n", "no setting 'metods'"),
+        ("experiments: 3\n", "experiments must be a mapping"),
+    ],
+)
+def test_a_wrong_recipe_gets_one_line(text: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "recipe.yaml").write_text(text)
+    assert says in refused(capsys, "compare", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "out"))
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    assert "holds no run" in refused(capsys, "run", "--out", str(tmp_path))
+    assert "holds no comparison" in refused(capsys, "compare", "--out", str(tmp_path))
+    assert "is a file" in refused(capsys, "compare", "--out", str(tmp_path / "thesis.txt"))
+    assert [each.name for each in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_folder_of_another_recipe_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "out")
+    assert main(["run", *QUICK, "--out", out]) == 0
+    before = (tmp_path / "out" / "result.json").read_bytes()
+    capsys.readouterr()
+    assert "epochs = 1 there, 2 here" in refused(capsys, "run", *QUICK, "--epochs", "2", "--out", out)
+    assert "--resume" in refused(capsys, "run", *QUICK, "--out", out)
+    assert (tmp_path / "out" / "result.json").read_bytes() == before
+
+
+def test_a_full_disk_gets_one_line_and_leaves_nothing_half_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    assert "No space left" in refused(capsys, "run", *QUICK, "--out", str(tmp_path / "out"))
+    assert not [each for each in (tmp_path / "out").rglob("*") if each.is_file() and each.suffix != ".lock"]
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert main(["run", *QUICK, "--out", str(out)]) == 0
+    capsys.readouterr()
+    (out / "result.json").unlink()
+    for weights in out.rglob("tensors.safetensors"):
+        weights.write_bytes(weights.read_bytes()[:100])
+    assert "no good checkpoint is left" in refused(capsys, "run", *QUICK, "--out", str(out), "--resume")
+
+
+def test_json_is_one_document_with_the_promised_fields(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", *QUICK, "--method", "si", "--out", str(tmp_path / "out"), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    fields = (
+        "lifelong recipe stream scenario method settings seed tasks accuracy average_accuracy forgetting "
+        "average_incremental_accuracy backward_transfer forward_transfer intransigence learning_accuracy seconds "
+        "train_samples_per_second memory parameters device torch finished"
+    )
+    assert set(fields.split()) <= set(result)
+    assert set(result["seconds"]) == {"train", "consolidate", "evaluate", "total"}
+    assert set(result["memory"]) == {"model_bytes", "method_bytes", "stored_samples", "peak_rss_bytes"}
+    assert len(result["accuracy"]) == 3
+    assert result == json.loads((tmp_path / "out" / "result.json").read_text())
+    assert main(["report", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_compare_does_not_run_finished_runs_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["compare", *QUICK, "--methods", "naive,ewc", "--seeds", "2", "--out", str(tmp_path / "out"), "--json"]
+    assert main(words) == 0
+    first = json.loads(capsys.readouterr().out)
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
+    assert len(made) == 4
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out) == first
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")} == made
+    assert main([*words[:-3], "--workers", "2", "--out", str(tmp_path / "spread"), "--json"]) == 0
+    spread = json.loads(capsys.readouterr().out)
+    assert [each["accuracy"] for each in spread] == [each["accuracy"] for each in first]
+
+
+def test_one_diverging_method_does_not_take_the_others_along(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "recipe.yaml").write_text("methods: {wild: {method: naive, optimizer: sgd, lr: 1.0e+38}, naive: {}}\n")
+    words = [
+        "compare",
+        str(tmp_path / "recipe.yaml"),
+        *QUICK,
+        "--batch-size",
+        "8",
+        "--out",
+        str(tmp_path / "out"),
+        "--json",
+    ]
+    assert main(words) == 2
+    shown = capsys.readouterr()
+    assert [each["label"] for each in json.loads(shown.out)] == ["naive"]
+    assert "wild seed 0: the loss is" in shown.err
+
+
+def test_options_override_the_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "recipe.yaml").write_text("method: {name: ewc, strength: 1}\nepochs: 7\n")
+    words = ["run", str(tmp_path / "recipe.yaml"), *QUICK, "--epochs", "1", "--method.strength", "3"]
+    assert main([*words, "--out", str(tmp_path / "out"), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["settings"]["strength"], result["recipe"]["epochs"]) == (3.0, 1)
+
+
+def test_tune_picks_the_best_on_validation_samples(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", *QUICK, "--epochs", "5", "--grid", "lr=1e-7,1e-2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["best"]["settings"] == {"lr": 0.01}
+    assert len(found["trials"]) == 2
+
+
+@pytest.mark.parametrize("command", list(COMMANDS))
+def test_help_names_settings_and_defaults(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    assert "usage: lifelong" in shown
+    if command in ("run", "compare", "tune"):
+        assert "--batch-size" in shown
+        assert "(default 128)" in shown
+
+
+def test_help_is_quick() -> None:
+    begun = time.monotonic()
+    shown = subprocess.run(
+        [sys.executable, "-c", "from lifelong.cli import entry; entry()", "--help"], capture_output=True, check=True
+    )
+    # Half a second on a quiet machine; the margin is for a loaded one, and an import of torch alone takes longer.
+    assert time.monotonic() - begun < 1.5
+    assert b"compare" in shown.stdout
+
+
+def test_list_tells_of_every_method(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "methods", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["ewc"]["paper"] == "1612.00796"
+    assert {"name": "online", "default": False}.items() <= found["ewc"]["settings"][3].items()
+
+
+def test_tensorboard_gets_the_accuracies(tmp_path: Path) -> None:
+    assert main(["run", *QUICK, "--out", str(tmp_path / "out"), "--track", "tensorboard"]) == 0
+    assert list((tmp_path / "out").rglob("events.out.tfevents*"))

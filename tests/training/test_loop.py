@@ -1,0 +1,130 @@
+"""The loop, its optimisers and schedules, the early stop and the checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lifelong import randomness, tree
+from lifelong.errors import DivergedError, InputError, StateError
+from lifelong.experiments import build
+from lifelong.experiments.recipe import recipe
+from lifelong.experiments.run import run
+from lifelong.methods import build as method
+from lifelong.training import checkpoint
+from lifelong.training.early_stopping import EarlyStopping
+from lifelong.training.evaluation import accuracy
+from lifelong.training.loop import EpochDone, Step, batches_per_epoch, train
+from lifelong.training.optimizers import make_optimizer, rate_schedule
+
+
+def prepared(**values: Any) -> tuple[Any, Any, Any]:
+    made = recipe(
+        {"tasks": 1, "train_samples": 64, "batch_size": 16, "model": {"name": "mlp", "hidden": [8]}, **values}
+    )
+    stream = build.stream(made)
+    return build.learner(made, stream), stream, build.schedule(made)
+
+
+def test_a_step_is_pytorchs_step() -> None:
+    learner, stream, schedule = prepared(optimizer="sgd", lr=0.1)
+    reference = nn.Sequential(learner.model.trunk, learner.model.head.linear)
+    before = tree.snapshot(dict(reference.named_parameters()))
+    step = next(event for event in train(learner, method("naive", {}), stream, schedule) if isinstance(event, Step))
+    after = tree.snapshot(dict(reference.named_parameters()))
+    tree.copy_(dict(reference.named_parameters()), before)
+    split = stream.tasks[0].train
+    order = torch.randperm(64, generator=randomness.generator(0, "order", 0, 0))
+    inputs, targets = split.batch(order[:16])
+    loss = nn.functional.cross_entropy(reference(inputs), targets)
+    gradients = torch.autograd.grad(loss, list(reference.parameters()))
+    assert float(step.loss) == pytest.approx(float(loss.detach()), rel=1e-6)
+    for (name, old), gradient in zip(before.items(), gradients, strict=True):
+        torch.testing.assert_close(after[name], old - 0.1 * gradient)
+
+
+def test_clipping_is_torchs() -> None:
+    moves = []
+    for clip in (None, 1e-3):
+        learner, stream, schedule = prepared(optimizer="sgd", lr=1.0, clip=clip, steps=1)
+        before = tree.snapshot(tree.parameters(learner.model))
+        for _ in train(learner, method("naive", {}), stream, schedule):
+            pass
+        moves.append(tree.sub(tree.snapshot(tree.parameters(learner.model)), before))
+    assert float(tree.norm(moves[1])) == pytest.approx(1e-3, rel=1e-2)
+    assert float(tree.cosine(*moves)) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_a_last_batch_of_one_joins_no_step() -> None:
+    assert [batches_per_epoch(n, 16) for n in (1, 16, 17, 18, 33)] == [1, 1, 1, 2, 2]
+    assert batches_per_epoch(3, 1) == 3
+
+
+def test_optimizers_by_name() -> None:
+    parameters = [nn.Parameter(torch.zeros(2))]
+    assert make_optimizer("AdamW", 0.1, {"weight_decay": 0.5})(parameters).defaults["fused"]
+    assert make_optimizer("rprop", 0.1, {})(parameters).defaults["lr"] == 0.1
+    with pytest.raises(InputError, match="did you mean 'sgd'"):
+        make_optimizer("sdg", 0.1, {})
+    with pytest.raises(InputError, match="did you mean 'momentum'"):
+        make_optimizer("sgd", 0.1, {"momentun": 0.9})
+    with pytest.raises(InputError, match="Invalid momentum"):
+        make_optimizer("sgd", 0.1, {"momentum": -1.0})(parameters)
+
+
+def test_schedules() -> None:
+    assert rate_schedule("constant", 0.0) is None
+    cosine, linear = rate_schedule("cosine", 0.5), rate_schedule("linear", 0.0)
+    assert cosine is not None
+    assert linear is not None
+    assert [cosine(done) for done in (0.0, 0.25, 0.5, 0.75, 1.0)] == pytest.approx([0, 0.5, 1, 0.5, 0])
+    assert [linear(done) for done in (0.0, 0.5, 1.0)] == [1.0, 0.5, 0.0]
+
+
+def test_a_loss_that_is_no_number_names_task_and_step() -> None:
+    with pytest.raises(DivergedError, match=r"at step \d+ of task 1 \(unpermuted\): try a smaller lr"):
+        run(recipe({"optimizer": "sgd", "lr": 1e38, "epochs": 5, "batch_size": 8, "train_samples": 64}))
+
+
+def test_early_stopping_ends_the_task_with_its_best_weights() -> None:
+    learner, stream, schedule = prepared(epochs=50, validation=0.5, lr=0.05)
+    stopping, seen = EarlyStopping(patience=2), []
+    for event in train(learner, method("naive", {}), stream, schedule):
+        if isinstance(event, EpochDone):
+            stopping.look(learner, method("naive", {}), event.task)
+            seen.append(accuracy(learner, method("naive", {}), event.task, event.task.validation))
+    stopping.finish(learner)
+    assert len(seen) < 50
+    assert max(seen[-2:]) <= max(seen[:-2])
+    task = stream.tasks[0]
+    assert accuracy(learner, method("naive", {}), task, task.validation) == max(seen)
+
+
+def test_any_module_learns_without_its_head() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 3))
+    made = recipe({"stream": "split", "scenario": "task", "epochs": 3})
+    result = run(made, model=net)
+    assert result["average_accuracy"] > 0.6
+    assert isinstance(net[4], nn.Identity)
+
+
+def test_checkpoints_fall_back_to_the_last_good_one(tmp_path: Path) -> None:
+    for position in (1, 2, 3):
+        checkpoint.save_checkpoint(tmp_path, position, {"at": position}, {"w": torch.full((4,), float(position))})
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["0000000002", "0000000003"]
+    newest = tmp_path / "0000000003" / "tensors.safetensors"
+    content = bytearray(newest.read_bytes())
+    content[-1] ^= 1
+    newest.write_bytes(bytes(content))
+    with pytest.warns(UserWarning, match="tensors.safetensors does not have the content"):
+        state, tensors = checkpoint.load_checkpoint(tmp_path) or ({}, {})
+    assert state == {"at": 2}
+    assert tensors["w"].tolist() == [2.0] * 4
+    (tmp_path / "0000000002" / "manifest.json").unlink()
+    with pytest.raises(StateError, match="no good checkpoint is left"):
+        checkpoint.load_checkpoint(tmp_path)
+    assert checkpoint.load_checkpoint(tmp_path / "nothing") is None
