@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -102,7 +103,9 @@ def record(made: Recipe) -> dict[str, Any]:
     values = dataclasses.asdict(made)
     for key, nested in NESTED.items():
         values[key] = {"name": values[key], **values.pop(nested)}
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+    # As a file would give it back: tuples, wherever they stand, are lists.
+    plain: dict[str, Any] = json.loads(json.dumps(values))
+    return plain
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from lifelong.curvature.per_sample import evaluating
 from lifelong.learner import Learner
 from lifelong.methods.method import Method
 from lifelong.streams.task import Split, Task
@@ -22,17 +23,12 @@ def accuracy(learner: Learner, method: Method, task: Task, split: Split) -> floa
     """
     ready = split.ready(learner.device)
     right = torch.zeros((), dtype=torch.int64, device=learner.device)
-    training = learner.model.training
-    learner.model.eval()
-    try:
-        with torch.inference_mode(), learner.precision():
-            for inputs, targets in ready.batches(BATCH):
-                logits = method.logits(learner, inputs, task.index)
-                if logits.shape[1] == 0:  # no class has been learned yet, so none can be answered
-                    return 0.0
-                right += (logits.argmax(1) == targets).sum()
-    finally:
-        learner.model.train(training)
+    with evaluating(learner.model), torch.inference_mode(), learner.precision():
+        for inputs, targets in ready.batches(BATCH):
+            logits = method.logits(learner, inputs, task.index)
+            if logits.shape[1] == 0:  # no class has been learned yet, so none can be answered
+                return 0.0
+            right += (logits.argmax(1) == targets).sum()
     return int(right) / len(ready)
 
 
@@ -40,7 +36,6 @@ def needs_task_id(learner: Learner, method: Method, tasks: tuple[Task, ...], sam
     """Return whether answers change when another task is named for the same inputs: measured, on a few test samples."""
     task = tasks[0]
     inputs, _ = next(task.test.take(torch.arange(min(samples, len(task.test)))).ready(learner.device).batches(samples))
-    learner.model.eval()
-    with torch.inference_mode(), learner.precision():
+    with evaluating(learner.model), torch.inference_mode(), learner.precision():
         answers = [method.logits(learner, inputs, other.index) for other in (task, tasks[-1])]
     return answers[0].shape != answers[1].shape or not torch.equal(*answers)
