@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lifelong import curvature
+from lifelong.errors import InputError
 
 CLASSES = 4
 SAMPLES = 11
@@ -237,3 +238,52 @@ def test_leaves_the_model_as_it_was(measure: str, data: tuple[Tensor, Tensor]) -
     assert [name for name, each in model.named_parameters() if each.grad is not None] == ["3.bias"]
     assert model[3].bias.grad.tolist() == [7.0] * CLASSES
     torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
+
+
+def test_wrong_arguments_are_named(model: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+    inputs, targets = data
+    with pytest.raises(InputError, match="unknown kind of Fisher 'empiric', did you mean 'empirical'"):
+        curvature.fisher(model, model, [data], kind="empiric")
+    for kind in ("empirical", "batched"):
+        with pytest.raises(InputError, match="labels run from 4 to 4, but the network has 4 outputs"):
+            curvature.fisher(model, model, [(inputs, torch.full_like(targets, 4))], kind=kind)
+    with pytest.raises(InputError, match="samples is 12, but `batches` hold 11"):
+        curvature.scp(model, model, [data], samples=12)
+    with pytest.raises(InputError, match="slices is at least 1, or None for the exact expectation, not 0"):
+        curvature.scp(model, model, [data], samples=SAMPLES, slices=0)
+
+
+def test_no_samples_are_refused(model: nn.Module) -> None:
+    for measure in (
+        lambda: curvature.fisher(model, model, []),
+        lambda: curvature.fisher(model, model, [], kind="batched"),
+        lambda: curvature.mas(model, model, []),
+        lambda: curvature.scp(model, model, [], samples=0),
+    ):
+        with pytest.raises(InputError, match="no samples to measure importance on"):
+            measure()
+
+
+def test_what_answers_without_the_trainable_parameters_gives_zeros(data: tuple[Tensor, Tensor]) -> None:
+    model = nn.ModuleDict({"used": nn.Linear(3, CLASSES), "idle": nn.Linear(3, 2)}).double()
+    model["used"].requires_grad_(False)
+    for found in (
+        curvature.fisher(model, model["used"], [data]),
+        curvature.fisher(model, model["used"], [data], kind="batched"),
+        curvature.mas(model, model["used"], [data]),
+        curvature.scp(model, model["used"], [data], samples=SAMPLES),
+    ):
+        assert found.keys() == {"idle.weight", "idle.bias"}
+        assert not any(each.any() for each in found.values())
+
+
+def test_results_have_the_dtype_of_the_parameters(model: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+    model, batches = model.bfloat16(), [(data[0].bfloat16(), data[1])]
+    for found in (
+        curvature.fisher(model, model, batches),
+        curvature.fisher(model, model, batches, kind="batched"),
+        curvature.mas(model, model, batches),
+        curvature.scp(model, model, batches, samples=SAMPLES),
+    ):
+        assert {each.dtype for each in found.values()} == {torch.bfloat16}
+        assert all(each.isfinite().all() for each in found.values())

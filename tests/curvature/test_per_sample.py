@@ -13,7 +13,8 @@ from reference.curvature import assert_same, directions, loop_moments
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lifelong.curvature import per_sample_moments
+from lifelong.curvature import per_sample_moments, rules
+from lifelong.errors import InputError
 
 BATCHES = (3, 5, 1)
 
@@ -217,6 +218,19 @@ class TiedOwn(nn.Module):
         return self.out(self.second(self.first(inputs).tanh()).tanh())
 
 
+class Branching(nn.Module):
+    """Takes another way for each sample, which is beyond `vmap`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.randn(4))
+        self.out = nn.Linear(4, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        ways = [(row * self.gain).sin() if float(row.sum()) > 0 else (row * self.gain).cos() for row in inputs]
+        return self.out(torch.stack(ways))
+
+
 def weight_normed() -> nn.Module:
     return nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.Tanh(), nn.Linear(4, 3))
 
@@ -306,6 +320,15 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], list[tuple[Tensor, 
         lambda: nn.Sequential(nn.LayerNorm((3, 4)), nn.Tanh(), nn.Flatten()),
         lambda: reals(2, 3, 4),
     ),
+    "rms norm": (
+        lambda: nn.Sequential(nn.Linear(4, 5), nn.RMSNorm(5), nn.Tanh(), nn.Linear(5, 3)),
+        lambda: reals(4),
+    ),
+    "rms norm of a sequence": (
+        lambda: nn.Sequential(nn.Linear(4, 5), nn.RMSNorm(5, eps=0.1), nn.Tanh(), Mean()),
+        lambda: reals(3, 4),
+    ),
+    "control flow that depends on the data": (Branching, lambda: reals(4)),
     "embedding": (
         lambda: nn.Sequential(nn.Embedding(4, 3), nn.Tanh(), Mean()),
         lambda: tokens(7, 4),
@@ -372,6 +395,73 @@ def test_dead_in_the_first_samples_and_alive_later() -> None:
     inputs = torch.rand(6, 3, dtype=torch.float64)
     inputs[:2] *= -1  # no unit answers to the samples on which the rules are checked
     check(model, [(inputs, torch.zeros(6, dtype=torch.int64))], 2)
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_a_layer_that_stops_seeing_the_batch_first_is_noticed(power: int) -> None:
+    torch.manual_seed(2)
+    lengths = [(torch.randn(n, length, 4).double(), torch.randint(3, (n,))) for n, length in ((4, 1), (5, 3), (3, 1))]
+    check(made(Flattened), lengths, power)
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_a_first_batch_of_one_sample_proves_nothing(power: int) -> None:
+    torch.manual_seed(2)
+    check(made(SequenceFirst), [(torch.randn(n, 1, 4).double(), torch.randint(3, (n,))) for n in (1, 5)], power)
+
+
+def test_nothing_to_learn_gives_nothing() -> None:
+    model = nn.Linear(4, 3).double().requires_grad_(False)
+    assert per_sample_moments(model, model, reals(4), directions) == {}
+
+
+def test_another_power_is_refused() -> None:
+    model = nn.Linear(4, 3).double()
+    with pytest.raises(InputError, match="power is 1 or 2, not 3"):
+        per_sample_moments(model, model, reals(4), directions, power=3)
+
+
+def test_cotangents_are_asked_for_once_a_batch() -> None:
+    asked = []
+
+    def counting(outputs: Tensor, targets: Tensor) -> list[Tensor]:
+        asked.append(len(outputs))
+        return directions(outputs, targets)
+
+    model = made(Own)  # by rules and by the fallback: both have to see the same drawn labels
+    per_sample_moments(model, model, reals(5), counting)
+    assert asked == list(BATCHES)
+
+
+def test_only_what_no_rule_covers_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    fallen: set[str] = set()
+    monkeypatch.setattr("lifelong.curvature.fallback.add_moments", lambda m, f, names, *rest: fallen.update(names))
+    model = made(lambda: nn.Sequential(nn.Conv2d(2, 3, 3), Gain(3), nn.Flatten(), nn.Linear(12, 3)))
+    per_sample_moments(model, model, [(each, labels) for each, labels in reals(2, 4, 4) if len(each) > 1], directions)
+    assert fallen == {"1.gain"}
+
+
+def test_convolutions_are_chunked_by_what_they_unfold() -> None:
+    layer, g = nn.Conv2d(3, 64, 7, stride=2, padding=3), torch.zeros(1).expand(256, 64, 112, 112)
+    assert rules.chunk(layer, g) * 3 * 49 * 112 * 112 <= 1 << 22
+
+
+def test_chunked_convolutions_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lifelong.curvature.rules._NUMBERS", 1000)
+    check(made(CASES["conv2d, stride and padding"][0]), reals(2, 6, 7), 2)
+
+
+def test_autocast_agrees_with_full_precision() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+
+    def mixed(inputs: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return model(inputs)
+
+    batches = [(torch.randn(64, 4), torch.randint(3, (64,)))]
+    exact = per_sample_moments(model, model, batches, _ones)
+    assert_same(per_sample_moments(model, mixed, batches, _ones), exact, 0.03)
 
 
 def test_chunks_and_batches_do_not_matter() -> None:
@@ -469,13 +559,17 @@ def _assert_same_surface(model: nn.Module, before: dict[str, object]) -> None:
 @st.composite
 def architectures(draw: st.DrawFn) -> tuple[list[tuple[object, ...]], int, int]:
     channels, size = draw(st.integers(1, 4)), draw(st.integers(3, 6))
-    layers = draw(st.lists(st.sampled_from(["conv", "norm", "group", "layer", "own", "linear", "relu"]), max_size=5))
+    layers = draw(
+        st.lists(
+            st.sampled_from(["conv", "norm", "group", "layer", "own", "linear", "twice", "tied", "relu"]), max_size=5
+        )
+    )
     plan: list[tuple[object, ...]] = []
     for kind in layers:
         if kind == "conv":
-            plan.append(
-                (kind, draw(st.integers(1, 3)), draw(st.integers(1, 2)), draw(st.integers(0, 2)), draw(st.booleans()))
-            )
+            sizes = draw(st.integers(1, 3)), draw(st.integers(1, 2)), draw(st.integers(0, 2)), draw(st.integers(1, 2))
+            mode = draw(st.sampled_from(["zeros", "replicate"]))
+            plan.append((kind, *sizes, draw(st.booleans()), draw(st.booleans()), mode))
         elif kind == "linear":
             plan.append((kind, draw(st.integers(1, 4)), draw(st.booleans())))
         else:
@@ -497,11 +591,24 @@ def _planned(plan: list[tuple[object, ...]], channels: int, size: int) -> nn.Mod
     shape = (channels, size, size)
     for kind, *options in plan:
         if kind == "conv":
-            kernel, stride, padding, bias = options
-            layers += [nn.Conv2d(shape[0], 2, min(kernel, *shape[1:]), stride, padding, bias=bias), nn.Tanh()]
+            kernel, stride, padding, dilation, grouped, bias, mode = options
+            if dilation * (kernel - 1) >= min(shape[1:]):
+                kernel = 1
+            groups = 2 if grouped and shape[0] % 2 == 0 else 1
+            layers += [
+                nn.Conv2d(shape[0], 2, kernel, stride, padding, dilation, groups, bias, padding_mode=mode),
+                nn.Tanh(),
+            ]
         elif kind == "linear":
             width, bias = options
             layers += [nn.Linear(shape[2], width, bias=bias), nn.Tanh()]
+        elif kind == "twice":
+            shared = nn.Conv2d(shape[0], shape[0], 3, padding=1)
+            layers += [shared, nn.Tanh(), shared, nn.Tanh()]
+        elif kind == "tied":
+            first, second = nn.Linear(shape[2], shape[2]), nn.Linear(shape[2], shape[2])
+            second.weight = first.weight
+            layers += [first, nn.Tanh(), second, nn.Tanh()]
         else:
             layers.append(
                 {

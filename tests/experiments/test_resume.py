@@ -29,21 +29,26 @@ def finish(process: subprocess.Popen[bytes]) -> None:
     assert process.returncode == 0, errors.decode()
 
 
+def newest(out: Path) -> int:
+    """The position of the newest checkpoint, 0 where there is none yet."""
+    return max((int(each.name) for each in (out / "checkpoints").glob("[0-9]*")), default=0)
+
+
 @pytest.mark.parametrize(("method", "more"), [("si", []), ("rwalk", ["--keep-optimizer"]), ("lwf", []), ("joint", [])])
 def test_killed_and_resumed_gives_the_same_bits(method: str, more: list[str], tmp_path: Path) -> None:
-    begun = time.monotonic()
     finish(start(method, tmp_path / "whole", *more))
-    lasted = time.monotonic() - begun
+    steps = newest(tmp_path / "whole")
     moments = random.Random(method)
-    kills = 0
-    for _ in range(2):
+    for share in (moments.uniform(0.05, 0.4), moments.uniform(0.5, 0.9)):
         resume = ["--resume"] if (tmp_path / "broken").exists() else []
         process = start(method, tmp_path / "broken", *more, *resume)
-        time.sleep(lasted * moments.uniform(0.5, 0.95))
+        while newest(tmp_path / "broken") < share * steps:
+            time.sleep(0.002)
+            assert process.poll() is None, "the run ended before it was killed"
+        time.sleep(moments.uniform(0, 0.05))  # anywhere between two checkpoints, or within the next
         process.kill()
         process.communicate()
-        kills += process.returncode == -signal.SIGKILL
-    assert kills > 0, "the run ended before it was killed"
+        assert process.returncode == -signal.SIGKILL
     finish(start(method, tmp_path / "broken", *more, "--resume"))
     results = [json.loads((tmp_path / each / "result.json").read_text()) for each in ("whole", "broken")]
     assert results[0]["accuracy"] == results[1]["accuracy"]

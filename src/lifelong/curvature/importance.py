@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lifelong import tree
-from lifelong.curvature.per_sample import Forward, evaluating, per_sample_moments
+from lifelong.curvature.fallback import Forward
+from lifelong.curvature.per_sample import Cotangents, evaluating, per_sample_moments
+from lifelong.errors import InputError, unknown
 from lifelong.tree import Params
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -42,8 +44,13 @@ def fisher(
         generator: of the sampled labels, on the CPU.
 
     Returns:
-        a tree of means over samples, of the trainable parameters' names and shapes.
+        a tree of means over samples, of the trainable parameters' names, shapes and dtypes.
+
+    Raises:
+        InputError: an unknown kind, no samples, or a label outside the outputs where labels are used.
     """
+    if kind not in get_args(FisherKind):
+        raise unknown("kind of Fisher", kind, get_args(FisherKind))
     if kind == "batched":
         return _batched(model, forward, batches)
 
@@ -55,8 +62,9 @@ def fisher(
             for row, share in zip(identity, probability.sqrt().unbind(1), strict=True):
                 yield share.unsqueeze(1) * (row - probability) * torch.isfinite(logits)
             return
-        labels = targets
-        if kind == "sampled":
+        if kind == "empirical":
+            labels = _labels(targets, logits.shape[1])
+        else:
             labels = torch.multinomial(probability.cpu(), 1, generator=generator).squeeze(1).to(logits.device)
         yield F.one_hot(labels, logits.shape[1]).to(logits.dtype) - probability
 
@@ -66,7 +74,19 @@ def fisher(
 def mas(model: nn.Module, forward: Forward, batches: Batches) -> Params:
     """Return `Omega_i = mean_x |d ||f(x)||^2 / d theta_i|`, per sample and without labels.
 
-    Aljundi et al. 2018, 1711.09601, eq. 2 with the squared norm of section 3.2; arguments as for `fisher`.
+    Aljundi et al. 2018, 1711.09601, eq. 2 with the squared norm of section 3.2. Per sample, as the paper has it and
+    its code, which takes batch means, has not. Outputs of -inf are left out of the norm.
+
+    Args:
+        model: as for `fisher`.
+        forward: inputs to outputs `[batch, outputs]`.
+        batches: `(inputs, targets)`; the targets are not looked at.
+
+    Returns:
+        as `fisher`.
+
+    Raises:
+        InputError: no samples.
     """
 
     def cotangents(outputs: Tensor, targets: Tensor) -> Iterator[Tensor]:
@@ -93,11 +113,25 @@ def scp(
         samples: how many samples `batches` hold.
         slices: directions to draw, one backward pass each; None, or at least K of them, takes the exact expectation.
         generator: of the directions, on the CPU. Other arguments as for `fisher`.
+
+    Outputs of -inf count among the K, with a gradient of 0. The authors' code averages the projections before one
+    backward pass, which is another number; here each direction has its own.
+
+    Returns:
+        as `fisher`.
+
+    Raises:
+        InputError: fewer than one slice, no samples, or another number of them than `samples`.
     """
+    if slices is not None and slices < 1:
+        raise InputError(f"slices is at least 1, or None for the exact expectation, not {slices}")
     live = tree.parameters(model)
-    gamma = {name: torch.zeros_like(each) for name, each in live.items()}
+    gamma = _zeros(live)
+    first = next(iter(batches), None)
+    if first is None:
+        raise InputError("no samples to measure importance on: `batches` is empty")
     with evaluating(model), torch.no_grad():
-        outputs = forward(next(iter(batches))[0][:1]).shape[1]
+        outputs = forward(first[0][:1]).shape[1]
     directions = _directions(outputs, slices, generator)
     at_once = max(1, _BYTES // max(1, 4 * tree.size(live)))
     with evaluating(model), torch.enable_grad():
@@ -105,7 +139,7 @@ def scp(
             for gradient in _gradients_of_mean(forward, live, batches, some, samples):
                 for name, value in gradient.items():
                     gamma[name] += value.square() / len(directions)
-    return gamma
+    return _narrowed(gamma, live)
 
 
 def _directions(outputs: int, slices: int | None, generator: torch.Generator | None) -> Tensor:
@@ -119,20 +153,22 @@ def _directions(outputs: int, slices: int | None, generator: torch.Generator | N
 def _gradients_of_mean(
     forward: Forward, live: Params, batches: Batches, directions: Tensor, samples: int
 ) -> list[Params]:
-    sums = [{name: torch.zeros_like(each) for name, each in live.items()} for _ in directions]
+    sums, count = [_zeros(live) for _ in directions], 0
     for inputs, _ in batches:
+        count += len(inputs)
         outputs = forward(inputs)
         finite = torch.isfinite(outputs)
         for total, direction in zip(sums, directions.to(outputs), strict=True):
             along = torch.where(finite, direction / samples, 0.0)
-            found = torch.autograd.grad(outputs, list(live.values()), along, retain_graph=True, allow_unused=True)
-            for name, gradient in zip(live, found, strict=True):
-                if gradient is not None:
-                    total[name] += gradient
+            for name, gradient in _gradients(outputs, along, live).items():
+                total[name] += gradient
+    if count != samples:
+        raise InputError(f"samples is {samples}, but `batches` hold {count} (an iterator is used up after one pass)")
     return sums
 
 
-def _mean(model: nn.Module, forward: Forward, batches: Batches, cotangents: object, *, power: int) -> Params:
+def _mean(model: nn.Module, forward: Forward, batches: Batches, cotangents: Cotangents, *, power: int) -> Params:
+    """The mean over all samples of the moments of per-sample gradients."""
     count = 0
 
     def counted() -> Iterator[tuple[Tensor, Tensor]]:
@@ -141,20 +177,50 @@ def _mean(model: nn.Module, forward: Forward, batches: Batches, cotangents: obje
             count += len(inputs)
             yield inputs, targets
 
-    totals = per_sample_moments(model, forward, counted(), cotangents, power=power)  # type: ignore[arg-type]
-    live = tree.parameters(model)
-    return {name: (total / max(count, 1)).to(live[name].dtype) for name, total in totals.items()}
+    return _mean_of(
+        per_sample_moments(model, forward, counted(), cotangents, power=power), count, tree.parameters(model)
+    )
 
 
 def _batched(model: nn.Module, forward: Forward, batches: Batches) -> Params:
     live = tree.parameters(model)
-    totals, count = {name: torch.zeros_like(each) for name, each in live.items()}, 0
+    totals, count = _zeros(live), 0
     with evaluating(model), torch.enable_grad():
         for inputs, targets in batches:
-            loss = F.cross_entropy(forward(inputs), targets)
-            found = torch.autograd.grad(loss, list(live.values()), allow_unused=True)
+            logits = forward(inputs)
+            loss = F.cross_entropy(logits, _labels(targets, logits.shape[1]))
             count += len(inputs)
-            for name, gradient in zip(live, found, strict=True):
-                if gradient is not None:
-                    totals[name] += gradient.square() * len(inputs)
-    return {name: total / max(count, 1) for name, total in totals.items()}
+            for name, gradient in _gradients(loss, None, live).items():
+                totals[name] += gradient.to(totals[name].dtype).square() * len(inputs)
+    return _mean_of(totals, count, live)
+
+
+def _gradients(outputs: Tensor, along: Tensor | None, live: Params) -> Params:
+    """The gradients of the parameters that `outputs` depend on; the graph is kept."""
+    if not outputs.requires_grad:
+        return {}
+    found = torch.autograd.grad(outputs, list(live.values()), along, retain_graph=True, allow_unused=True)
+    return {name: gradient for name, gradient in zip(live, found, strict=True) if gradient is not None}
+
+
+def _mean_of(totals: Params, count: int, live: Params) -> Params:
+    if count == 0:
+        raise InputError("no samples to measure importance on: `batches` is empty")
+    return _narrowed(tree.scale(totals, 1 / count), live)
+
+
+def _zeros(live: Params) -> Params:
+    """Sums to be, in at least float32."""
+    return {name: torch.zeros_like(each, dtype=tree.wide(each), requires_grad=False) for name, each in live.items()}
+
+
+def _narrowed(values: Params, live: Params) -> Params:
+    return {name: value.to(live[name].dtype) for name, value in values.items()}
+
+
+def _labels(targets: Tensor, classes: int) -> Tensor:
+    """The targets, which have to be indices of outputs."""
+    low, high = int(targets.min()), int(targets.max())
+    if low < 0 or high >= classes:
+        raise InputError(f"labels run from {low} to {high}, but the network has {classes} outputs")
+    return targets

@@ -6,12 +6,15 @@ one backward pass over the whole batch. A rule returns `{parameter: [batch, *sha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.grad import conv3d_weight
+
+from lifelong import tree
 
 Gradients = dict[str, Tensor]
 Rule = Callable[[nn.Module, Tensor, Tensor], Gradients]
@@ -64,7 +67,10 @@ def _convolution_3d(layer: nn.Conv3d, a: Tensor, g: Tensor) -> Tensor:
 def batch_norm(layer: nn.Module, a: Tensor, g: Tensor) -> Gradients:
     """Batch norm with running statistics, as in evaluation mode: each channel is an affine map of its own."""
     assert isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
-    normal = F.batch_norm(a, layer.running_mean, layer.running_var, eps=layer.eps)
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    mean, variance = layer.running_mean.to(a.dtype), layer.running_var.to(a.dtype)
+    normal = F.batch_norm(a, mean, variance, eps=layer.eps)
     return _affine(layer, normal, g)
 
 
@@ -78,6 +84,16 @@ def layer_norm(layer: nn.LayerNorm, a: Tensor, g: Tensor) -> Gradients:
     normal = F.layer_norm(a, layer.normalized_shape, eps=layer.eps)
     shape = (len(a), -1, *layer.normalized_shape)
     return _present(layer, (g * normal).reshape(shape).sum(1), g.reshape(shape).sum(1))
+
+
+def rms_norm(layer: nn.RMSNorm, a: Tensor, g: Tensor) -> Gradients:
+    """RMS norm: the gain acts on each normalised position."""
+    epsilon = layer.eps
+    if epsilon is None:
+        # The default is that of the dtype the layer computed in, not of the one that sums are kept in.
+        epsilon = torch.finfo(layer.weight.dtype).eps
+    normal = F.rms_norm(a, list(layer.normalized_shape), eps=epsilon)
+    return {"weight": (g * normal).reshape(len(a), -1, *layer.normalized_shape).sum(1)}
 
 
 def embedding(layer: nn.Embedding, a: Tensor, g: Tensor) -> Gradients:
@@ -100,32 +116,58 @@ RULES: dict[type[nn.Module], Rule] = {
     nn.BatchNorm3d: batch_norm,
     nn.GroupNorm: group_norm,  # type: ignore[dict-item]
     nn.LayerNorm: layer_norm,  # type: ignore[dict-item]
+    nn.RMSNorm: rms_norm,  # type: ignore[dict-item]
     nn.Embedding: embedding,  # type: ignore[dict-item]
 }
 
 
+def gradients(layer: nn.Module, a: Tensor, g: Tensor) -> Gradients:
+    """Return each parameter's per-sample gradients `[batch, *shape]`, in at least float32."""
+    return RULES[type(layer)](layer, *_widened(a, g))
+
+
 def moments(layer: nn.Module, a: Tensor, g: Tensor, power: int) -> Gradients:
-    """Return the sum over samples of `|gradient|^power` of each parameter of `layer`, without per-sample gradients
-    where a product of matrices gives it, else in chunks of samples that bound memory."""
+    """Return the sum over samples of `|gradient|^power` of each parameter of `layer`, in at least float32.
+
+    Without per-sample gradients where a product of matrices gives it, else in chunks of samples that bound memory. (A
+    linear layer of a sequence needs them: Gram matrices give the norm of a sample's gradient, not its elements.)
+    """
     if isinstance(layer, nn.Linear) and a.ndim == 2:
         # |g_i a_j|^p = |g_i|^p |a_j|^p, and the sum over samples is a matrix product.
-        a, g = (a.abs(), g.abs()) if power == 1 else (a.square(), g.square())
+        a, g = (each.abs() if power == 1 else each.square() for each in _widened(a, g))
         return _present(layer, g.t() @ a, g.sum(0))
     if isinstance(layer, nn.Embedding):
-        return {"weight": _looked_up(layer, a, g, power)}
-    rule = RULES[type(layer)]
-    largest = max(parameter.numel() for parameter in layer.parameters(recurse=False))
-    size = max(1, _NUMBERS // largest)
+        return {"weight": _looked_up(layer, *_widened(a, g), power)}
+    size = chunk(layer, g)
     totals: Gradients = {}
     for inputs, outputs in zip(a.split(size), g.split(size), strict=True):
-        for name, gradient in rule(layer, inputs, outputs).items():
+        for name, gradient in gradients(layer, inputs, outputs).items():
             total = (gradient.abs() if power == 1 else gradient.square()).sum(0)
             totals[name] = totals[name] + total if name in totals else total
     return totals
 
 
-# Numbers of per-sample gradients held at a time: 16 MiB in float32, so that they are squared while still in the cache.
+# Numbers held at a time, of per-sample gradients and of what they are computed from: 16 MiB in float32, so that they
+# are squared while still in the cache.
 _NUMBERS = 1 << 22
+
+
+def chunk(layer: nn.Module, g: Tensor) -> int:
+    """Return how many samples of `layer`, with output gradients `g`, may be treated at a time."""
+    held = sum(parameter.numel() for parameter in layer.parameters(recurse=False))
+    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        # The unfolded input is mostly far larger than the weight: 28 times for the first layer of a ResNet-50.
+        patch = layer.in_channels * math.prod(layer.kernel_size)
+        held += patch * math.prod(g.shape[2:])
+    return max(1, _NUMBERS // held)
+
+
+def _widened(a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in one dtype of at least float32: under autocast the two differ, and bfloat16 squares lose 8 bits."""
+    if not a.is_floating_point():
+        return a, g.to(tree.wide(g))
+    dtype = torch.promote_types(a.dtype, tree.wide(g))
+    return a.to(dtype), g.to(dtype)
 
 
 def _looked_up(layer: nn.Embedding, a: Tensor, g: Tensor, power: int) -> Tensor:

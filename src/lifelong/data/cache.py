@@ -44,7 +44,8 @@ def cached(key: str, build: Callable[[], Dataset]) -> Dataset:
                 _write(path, found)
             return found
     except OSError as error:
-        if isinstance(error, FileNotFoundError | NotADirectoryError) and error.filename != str(path.parent):
+        ours = error.filename is not None and Path(error.filename) in (path.parent, *path.parent.parents)
+        if isinstance(error, FileNotFoundError | NotADirectoryError) and not ours:
             raise
         warnings.warn(f"decoded data is not kept, {path.parent} cannot be written ({error.strerror})", stacklevel=2)
         return build()

@@ -75,9 +75,14 @@ def read_hub(name: str, target: str | None, image_size: int | None) -> Dataset:
     os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "5")
     os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "10")
     import datasets
+    from huggingface_hub import constants
 
+    called = HUB.get(name, name)
+    if not _reachable(called):
+        # Otherwise both libraries ask again and again, half a minute long; a copy in their own cache is still found.
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
     try:
-        found = datasets.load_dataset(HUB.get(name, name))
+        found = datasets.load_dataset(called)
     except Exception as error:  # offline, refused, missing and malformed each come as another library's error
         root = os.environ.get("LIFELONG_DATA")
         looked = f"there is no {Path(root) / name.rpartition('/')[2]}" if root else "LIFELONG_DATA is not set"
@@ -86,6 +91,20 @@ def read_hub(name: str, target: str | None, image_size: int | None) -> Dataset:
             f"data {name!r}: no local copy ({looked}) and not to be had from the hub ({reason})"
         ) from error
     return convert(dict(found), name, target, image_size)
+
+
+def _reachable(name: str) -> bool:
+    """Return whether the hub answers at all, be it with a refusal."""
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        huggingface_hub.HfApi().dataset_info(name, timeout=5)
+    except (HfHubHTTPError, ValueError):  # no such data set, a private one, a name that cannot be
+        return True
+    except Exception:  # the class depends on the HTTP library below
+        return False
+    return True
 
 
 def convert(tables: dict[str, Any], name: str, target: str | None, image_size: int | None) -> Dataset:
@@ -103,7 +122,7 @@ def convert(tables: dict[str, Any], name: str, target: str | None, image_size: i
     test = next((part for part in _TEST_SPLITS if part in tables), None)
     columns = tables["train"].column_names
     image, label = _image_column(tables["train"], name), _target_column(columns, name, target)
-    classes = _classes(tables, label)
+    classes = _classes(tables, label, name)
     read = {
         part: (
             _pictures(tables[part], image, f"{name}/{part}", image_size),
@@ -142,12 +161,18 @@ def _target_column(columns: Sequence[str], name: str, target: str | None) -> str
     return found
 
 
-def _classes(tables: dict[str, Any], label: str) -> tuple[str, ...]:
+def _classes(tables: dict[str, Any], label: str, name: str) -> tuple[str, ...]:
     named = getattr(tables["train"].features[label], "names", None)
     if named:
         return tuple(named)
-    values = sorted(set(_values(tables["train"], label)))
-    return tuple(str(each) for each in values)
+    values = _values(tables["train"], label)
+    missing = sum(each is None for each in values)
+    if missing:
+        raise InputError(f"data {name}: column {label!r} lacks {missing} of its {len(values)} training values")
+    try:
+        return tuple(str(each) for each in sorted(set(values)))
+    except TypeError:  # lists cannot be hashed
+        raise InputError(f"data {name}: labels in {label!r} must be numbers or text") from None
 
 
 def _values(table: Any, label: str) -> list[Any]:
@@ -167,5 +192,10 @@ def _labels(table: Any, label: str, classes: tuple[str, ...]) -> Tensor:
 
 def _pictures(table: Any, column: str, name: str, size: int | None) -> Tensor:
     cells = table.data.column(column).combine_chunks().to_pylist()
-    encoded = [cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]) for cell in cells]
+    encoded: list[bytes | Path] = []
+    for index, cell in enumerate(cells):
+        held = cell if isinstance(cell, dict) else {}
+        if held.get("bytes") is None and held.get("path") is None:
+            raise InputError(f"data {name}[{index}]: column {column!r} holds no picture")
+        encoded.append(held["bytes"] if held.get("bytes") is not None else Path(held["path"]))
     return decode(encoded, [f"{name}[{index}]" for index in range(len(encoded))], size)

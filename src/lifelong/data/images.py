@@ -52,7 +52,8 @@ def _decode(picture: bytes | Path, name: str, size: int | None) -> NDArray[np.ui
     try:
         with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as opened:
             image: Any = opened.convert("L" if opened.mode in ("1", "L", "I;16") else "RGB")
-    except (UnidentifiedImageError, OSError) as error:
+    # PIL calls a damaged PNG a SyntaxError.
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         raise InputError(f"picture {name} cannot be decoded: {error}") from error
     if size is not None:
         image = image.resize((size, size), Image.Resampling.BILINEAR)

@@ -45,8 +45,13 @@ def read(found: tuple[Path, Path | None], name: str, target: str | None) -> Data
     train_path, test_path = found
     table = _table(train_path)
     column = _target(train_path, list(table.columns), target)
-    classes = tuple(str(each) for each in sorted(table[column].dropna().unique()))
+    try:
+        classes = tuple(str(each) for each in sorted(table[column].dropna().unique()))
+    except TypeError:  # lists cannot be hashed, and text cannot be compared with numbers
+        raise InputError(f"table {train_path}: labels in {column!r} must be all numbers or all text") from None
     features = [each for each in table.columns if each != column]
+    if not features:
+        raise InputError(f"table {train_path} has no columns but {column!r}: there is nothing to learn from")
     train = _samples(train_path, table, features, column, classes)
     if test_path is None:
         first, held = divided(*train)
