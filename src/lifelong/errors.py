@@ -25,7 +25,7 @@ class StateError(LifelongError):
 def closest(name: str, names: Iterable[str]) -> str:
     """Return `", did you mean 'X'?"` for the name most like `name`, or an empty string when none is near."""
     lowered = {candidate.lower(): candidate for candidate in names}
-    matches = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
+    matches = difflib.get_close_matches(str(name).lower(), lowered, n=1, cutoff=0.6)
     return f", did you mean {lowered[matches[0]]!r}?" if matches else ""
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -224,3 +225,226 @@ def test_list_tells_of_every_method(capsys: pytest.CaptureFixture[str]) -> None:
 def test_tensorboard_gets_the_accuracies(tmp_path: Path) -> None:
     assert main(["run", *QUICK, "--out", str(tmp_path / "out"), "--track", "tensorboard"]) == 0
     assert list((tmp_path / "out").rglob("events.out.tfevents*"))
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["run", "--model.hidden", "0"], "hidden = (0,) must be numbers of units"),
+        (["run", "--model.hidden", "8,-3"], "hidden = (8, -3) must be numbers of units"),
+        (["run", "--model.hidden", "a,b"], "hidden"),
+        (["run", "--model", "convnet", "--model.channels", "4,0"], "channels = (4, 0)"),
+        (["run", "--model", ":"], "cannot be imported"),
+        (["run", "--model", "..:net"], "cannot be imported"),
+        (["run", "--model", "json:dumps"], "json:dumps"),
+        (["run", "--lr", "nan"], "lr"),
+        (["run", "--lr", "inf"], "lr"),
+        (["run", "--lr", "0"], "greater than 0"),
+        (["run", "--batch-size", "1.5"], "batch_size"),
+        (["run", "--seed", "-1"], "seed"),
+        (["run", "--warmup", "1"], "warmup"),
+        (["run", "--dropout", "0.5"], "unknown option '--dropout'"),
+        (["run", "--model.dropout", "1"], "dropout"),
+        (["run", "--method", ""], "unknown method"),
+        (["run", "--method", "naive+"], "unknown method"),
+        (["run", "--method.strength"], "needs a value"),
+        (["run", "--epochs"], "expected one argument"),
+        (["run", "one.yaml", "two.yaml"], "unknown argument 'two.yaml'"),
+        (["run", "--checkpoint-every", "³"], "number of steps"),
+        (["run", "--evaluate-on", "validation"], "set validation"),
+        (["run", "--head", "growing", "--stream", "split", "--scenario", "task"], "head growing needs scenario class"),
+        (["run", "--stream", "rotated", "--angles", "1,2"], "2 angles for 5 tasks"),
+        (["run", "--stream", "split", "--classes-per-task", "3,3"], "classes_per_task [3, 3]"),
+        (["run", "--optimizer", "sgd", "--optimizer.momentum", "-1"], "Invalid momentum"),
+        (["run", "--precision", "fp8"], "'float32' or 'bf16'"),
+        (["run", "--schedule", "cosin"], "'constant', 'linear' or 'cosine'"),
+        (["compare", "--workers", "²"], "workers = '²'"),
+        (["compare", "--seeds", "²"], "seeds = '²'"),
+        (["compare", "--seeds", "0"], "seeds"),
+        (["compare", "--methods", ","], "names no method"),
+        (["compare", "--experiments", "first"], "no experiment 'first'"),
+        (["compare", "--track", "tensorbord"], "did you mean 'tensorboard'?"),
+    ],
+)
+def test_more_wrong_input_gets_one_line(
+    argv: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert says in refused(capsys, *argv, "--out", str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["run"], "--out"),
+        (["run", "--resum", "--out", "x"], "did you mean '--resume'?"),
+        (["list", "method"], "did you mean 'methods'?"),
+        (["report"], "folder"),
+        (["report", "no/such/folder"], "holds neither"),
+        (["tune"], "nothing to search"),
+        (["tune", "--grid", "lr"], "SETTING=VALUE"),
+        (["tune", "--grid", "lrr=1,2"], "did you mean 'lr'?"),
+        (["tune", "--grid", "method.strenght=1,2", "--method", "ewc"], "did you mean 'strength'?"),
+        (["tune", "--grid", "lr=1", "--seeds", "³"], "seeds = '³'"),
+    ],
+)
+def test_wrong_input_of_the_other_commands_gets_one_line(
+    argv: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert says in refused(capsys, *argv)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("methods: {ewc: 3}\n", "ewc must be a mapping of settings"),
+        ("methods: 3\n", "methods = 3"),
+        ("experiments: {first: 3}\n", "first must be a mapping of settings"),
+        ("methods: {ewc: {1: 2}}\n", "no setting 1"),
+        ("1: 2\n", "no setting 1"),
+        ("methods: {../outside: {method: naive}}\n", "names a folder"),
+        ("methods: {'': {method: naive}}\n", "names a folder"),
+        ("experiments: {..: {methods: [naive]}}\n", "names a folder"),
+        ("seeds: [0, x]\n", "seeds = [0, 'x']"),
+        ("seeds: true\n", "seeds = True"),
+        ("model: 3\n", "model = 3"),
+        ("data: [digits]\n", "data = ['digits']"),
+        ("optimizer: {name: sgd, momentun: 0.9}\n", "did you mean 'momentum'?"),
+        ("", "must be a mapping"),
+    ],
+)
+def test_more_wrong_recipes_get_one_line(
+    text: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(text)
+    assert says in refused(capsys, "compare", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "out"))
+    assert not (tmp_path / "outside").exists()
+
+
+def test_a_recipe_that_is_no_text_gets_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "recipe.yaml").write_bytes(b"\xff\xfe\x00")
+    out = ("--out", str(tmp_path / "out"))
+    assert "is not UTF-8 text" in refused(capsys, "run", str(tmp_path / "recipe.yaml"), *out)
+    assert "did you mean 'recipe.yaml'?" in refused(capsys, "run", str(tmp_path / "recipee.yaml"), *out)
+    assert "cannot be read" in refused(capsys, "run", str(tmp_path), *out)
+
+
+def test_a_refused_recipe_may_be_put_right_in_the_same_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for wrong in (["--optimizer", "adamm"], ["--data", "digitz"], ["--head", "multi"], ["--method", "ewcc"]):
+        for command in ("run", "compare"):
+            if command == "run" or "--method" not in wrong:
+                refused(capsys, command, *QUICK, *wrong, "--out", str(tmp_path / command))
+    for command in ("run", "compare"):
+        assert main([command, *QUICK, "--out", str(tmp_path / command)]) == 0
+        assert list((tmp_path / command).rglob("result.json"))
+
+
+def test_out_is_a_file_or_below_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("precious")
+    for command in ("run", "compare"):
+        for out in ("file", "file/below"):
+            assert "file" in refused(capsys, command, *QUICK, "--out", str(tmp_path / out))
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "not json"])
+def test_a_recipe_of_the_folder_that_is_damaged(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (tmp_path / "run" / "recipe.json", tmp_path / "all" / "naive" / "seed-0" / "recipe.json"):
+        path.parent.mkdir(parents=True)
+        path.write_text(content)
+    assert "is not readable" in refused(capsys, "run", *QUICK, "--out", str(tmp_path / "run"))
+    assert "is not readable" in refused(capsys, "compare", *QUICK, "--out", str(tmp_path / "all"))
+
+
+@pytest.mark.parametrize("content", ["", "3", "{}", "[]", "[3]", "[{}]"])
+def test_results_that_are_damaged(content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "result.json").write_text(content)
+    assert "result.json" in refused(capsys, "report", str(tmp_path))
+    (tmp_path / "results.json").write_text(content)
+    assert "results.json" in refused(capsys, "report", str(tmp_path))
+
+
+def test_a_disk_that_fills_up_in_the_middle_keeps_what_is_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def full(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) > 5:  # the recipe, the first task's checkpoint, and a part of the second's
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    assert main(["run", *QUICK, "--out", str(tmp_path / "whole")]) == 0
+    capsys.readouterr()
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint.os, "fsync", full)
+        assert "No space left" in refused(capsys, "run", *QUICK, "--out", str(tmp_path / "out"))
+    assert [each.name for each in (tmp_path / "out" / "checkpoints").iterdir()] == ["0000000002"]
+    assert main(["run", *QUICK, "--out", str(tmp_path / "out"), "--resume"]) == 0
+    weights = [(tmp_path / each / "model.safetensors").read_bytes() for each in ("whole", "out")]
+    assert weights[0] == weights[1]
+
+
+def test_an_error_in_a_worker_gets_one_line(tmp_path: Path) -> None:
+    words = ["compare", *QUICK, "--methods", "naive,ewc", "--head", "multi", "--workers", "2"]
+    ended = subprocess.run(
+        [sys.executable, "-c", "from lifelong.cli import entry; entry()", *words, "--out", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert len(ended.stderr.splitlines()) == 1, ended.stderr
+    assert "head multi needs scenario task" in ended.stderr
+
+
+def test_list_is_one_document_of_every_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) == {"streams", "methods", "models", "data", "optimizers"}
+    assert {"permuted", "rotated", "split", "domains"} == set(found["streams"])
+    assert {"mlp", "convnet"} <= set(found["models"])
+    assert "lbfgs" not in found["optimizers"]
+    assert main(["list"]) == 0
+    assert "hidden = (256, 256): units of each hidden layer" in capsys.readouterr().out
+
+
+def test_report_draws_the_page_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert main(["compare", *QUICK, "--methods", "naive,ewc", "--out", str(out)]) == 0
+    first = (out / "report.html").read_bytes()
+    (out / "report.html").unlink()
+    capsys.readouterr()
+    assert main(["report", str(out), "--json"]) == 0
+    assert [each["method"] for each in json.loads(capsys.readouterr().out)] == ["naive", "ewc"]
+    assert len((out / "report.html").read_bytes()) == len(first)
+    assert main(["report", str(out), "-o", str(tmp_path / "other.html")]) == 0
+    assert b"naive" in (tmp_path / "other.html").read_bytes()
+
+
+def test_tune_never_looks_at_test_samples(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from lifelong.experiments import run
+
+    seen = []
+    accuracy = run.accuracy
+
+    def watched(learner: Any, method: Any, task: Any, split: Any) -> float:
+        seen.append(split is task.validation)
+        return accuracy(learner, method, task, split)
+
+    monkeypatch.setattr(run, "accuracy", watched)
+    words = ["tune", *QUICK, "--method", "ewc", "--grid", "lr=1e-3,1e-2", "--grid", "method.strength=1,1e3", "--json"]
+    assert main([*words, "--seeds", "2"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert seen
+    assert all(seen)
+    assert [trial["settings"] for trial in found["trials"]] == [
+        {"lr": lr, "method.strength": strength} for lr in (1e-3, 1e-2) for strength in (1, 1e3)
+    ]
+    assert found["best"]["average_accuracy"] == max(trial["average_accuracy"] for trial in found["trials"])

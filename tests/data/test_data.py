@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import multiprocessing
 import os
+import subprocess
+import sys
+import time
 import warnings
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import numpy as np
@@ -210,24 +217,243 @@ def test_a_cache_that_cannot_be_written_costs_a_warning(tmp_path: Path, monkeypa
         assert len(disk.cached("key", made).classes) == 3
 
 
-def build_slowly(folder: str, results: multiprocessing.Queue[int]) -> None:
+def build_slowly(folder: str, barrier: Barrier, results: Queue[tuple[int, int]]) -> None:
     os.environ["LIFELONG_CACHE"] = folder
-    results.put(len(disk.cached("key", made).train.targets))
+    built = []
+
+    def build() -> Dataset:
+        built.append(1)
+        time.sleep(0.3)
+        return made()
+
+    barrier.wait(60)
+    results.put((len(disk.cached("key", build).train.targets), len(built)))
 
 
 def test_two_processes_may_build_at_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    processes = [context.Process(target=build_slowly, args=(str(tmp_path / "both"), results)) for _ in range(2)]
+    barrier, results = context.Barrier(2), context.Queue()
+    arguments = (str(tmp_path / "both"), barrier, results)
+    processes = [context.Process(target=build_slowly, args=arguments) for _ in range(2)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0]
+    assert sorted(results.get(timeout=10) for _ in processes) == [(3, 0), (3, 1)]
     assert sorted(each.name for each in (tmp_path / "both" / "data").glob("key.[js]*")) == [
         "key.json",
         "key.safetensors",
     ]
+
+
+def test_folders_name_what_does_not_fit(tmp_path: Path) -> None:
+    pictures(tmp_path / "a" / "train", {"cat": 3})
+    pictures(tmp_path / "a" / "val", {"cat": 2, "dgo": 1})
+    with pytest.raises(InputError, match="dgo is a class that"):
+        load(str(tmp_path / "a"))
+    pictures(tmp_path / "b", {"cat": 3, "empty": 0})
+    with pytest.raises(InputError, match="class empty has no training samples"):
+        load(str(tmp_path / "b"))
+    pictures(tmp_path / "c" / "train", {"cat": 10, "dog": 10})
+    alone = load(str(tmp_path / "c"))
+    assert (len(alone.train.targets), len(alone.test.targets)) == (16, 4)
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(InputError, match="is no data set"):
+        load(str(tmp_path / "nothing"))
+
+
+def test_grey_and_coloured_pictures_become_coloured(tmp_path: Path) -> None:
+    pictures(tmp_path / "a", {"cat": 5, "dog": 5})
+    Image.new("RGBA", (6, 5), (200, 100, 50, 255)).save(tmp_path / "a" / "dog" / "0.png")
+    data = load(str(tmp_path / "a"))
+    assert data.train.inputs.shape[1:] == (3, 5, 6)
+    whole = torch.cat([data.train.inputs, data.test.inputs])[:, :, 0, 0].tolist()
+    assert [200, 100, 50] in whole
+
+
+def test_a_damaged_picture_is_named(tmp_path: Path) -> None:
+    pictures(tmp_path / "a", {"cat": 3, "dog": 3}, size=(40, 40))
+    file = tmp_path / "a" / "dog" / "1.png"
+    whole = file.read_bytes()
+    chunk = whole.index(b"IDAT")
+    for damaged in (whole[: len(whole) // 2], b"", b"GIF89a", whole[:chunk] + b"\x80\x01\x02\x03" + whole[chunk + 4 :]):
+        file.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"picture .*dog/1\.png cannot be decoded"):
+            load(str(tmp_path / "a"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([{"a": 1, "label": 1}, {"a": 2, "label": "x"}], "must be all numbers or all text"),
+        ([{"a": 1, "label": [1]}, {"a": 2, "label": [2]}], "must be all numbers or all text"),
+        ([{"label": 1}, {"label": 0}], "nothing to learn from"),
+        ([{"a": 1, "label": "x"}, {"a": 2, "label": None}], "column 'label' lacks 1 of its 2 values"),
+        ([{"a": [1], "label": 1}, {"a": [2], "label": 0}], "column 'a' holds text"),
+        ([], "no label column"),
+    ],
+)
+def test_wrong_rows(rows: list[dict[str, object]], says: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    with pytest.raises(InputError) as error:
+        load(str(tmp_path / "rows.jsonl"))
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"PAR1", b'"'])
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_a_table_of_rubbish_is_an_input_error(content: bytes, ending: str, tmp_path: Path) -> None:
+    (tmp_path / f"rows.{ending}").write_bytes(content)
+    with pytest.raises(InputError, match="rows"):
+        load(str(tmp_path / f"rows.{ending}"))
+
+
+def test_a_test_table_that_lacks_a_column(tmp_path: Path) -> None:
+    table = pandas.DataFrame({"a": [1.0, 2.0], "b": [1.0, 2.0], "label": [3, 7]})
+    table.to_csv(tmp_path / "train.csv", index=False)
+    table.drop(columns="b").to_csv(tmp_path / "test.csv", index=False)
+    with pytest.raises(InputError, match=r"test\.csv has no column 'b'"):
+        load(str(tmp_path))
+    table[["label", "b", "a"]].to_csv(tmp_path / "test.csv", index=False)
+    data = load(str(tmp_path))
+    assert data.classes == ("3", "7")
+    assert torch.equal(data.test.inputs, data.train.inputs)
+    assert torch.equal(data.test.targets, data.train.targets)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "says"),
+    [
+        ("label", None, "column 'label' lacks 1 of its 4"),
+        ("image", None, r"train\[1\]: column 'image' holds no picture"),
+        ("image", {"bytes": None, "path": None}, r"train\[1\]: column 'image' holds no picture"),
+        ("image", {"bytes": b"rubbish", "path": None}, r"train\[1\] cannot be decoded"),
+    ],
+)
+def test_a_damaged_row_of_the_hubs_layout(column: str, value: object, says: str, tmp_path: Path) -> None:
+    layout(tmp_path / "mine", train=4)
+    file = tmp_path / "mine" / "train-00000-of-00001.parquet"
+    rows = pandas.read_parquet(file).to_dict("records")
+    rows[1][column] = value
+    pandas.DataFrame(rows).astype({"label": "Int64"}).to_parquet(file)
+    with pytest.raises(InputError, match=says):
+        load(str(tmp_path / "mine"))
+
+
+def test_the_hubs_layout_without_training_or_pictures(tmp_path: Path) -> None:
+    layout(tmp_path / "a")
+    (tmp_path / "a" / "train-00000-of-00001.parquet").unlink()
+    with pytest.raises(InputError, match="no split named train, there are test"):
+        load(str(tmp_path / "a"))
+    (tmp_path / "b").mkdir()
+    pandas.DataFrame({"text": ["x", "y"], "label": [0, 1]}).to_parquet(tmp_path / "b" / "train-0.parquet")
+    with pytest.raises(InputError, match="no column of images among text, label"):
+        load(str(tmp_path / "b"))
+
+
+def test_the_hubs_layout_in_several_files_and_without_test(tmp_path: Path) -> None:
+    layout(tmp_path / "mine", train=10)
+    (tmp_path / "mine" / "test-00000-of-00001.parquet").unlink()
+    whole = pandas.read_parquet(tmp_path / "mine" / "train-00000-of-00001.parquet")
+    for index in range(2):
+        whole[5 * index : 5 * index + 5].to_parquet(tmp_path / "mine" / f"train-0000{index}-of-00002.parquet")
+    (tmp_path / "mine" / "train-00000-of-00001.parquet").unlink()
+    data = load(str(tmp_path / "mine"))
+    assert (len(data.train.targets), len(data.test.targets)) == (8, 2)
+    both = torch.cat([data.train.inputs, data.test.inputs])[:, 0, 0, 0].sort().values
+    assert both.tolist() == list(range(0, 100, 10))
+
+
+def test_without_a_network_the_answer_comes_soon_and_in_one_line(tmp_path: Path) -> None:
+    # A port that nobody listens on: both of the hub's libraries would ask again and again.
+    surroundings = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub")}
+    words = ["run", "--data", "nobody/nothing", "--out", str(tmp_path / "out")]
+    begun = time.monotonic()
+    ended = subprocess.run(
+        [sys.executable, "-c", "from lifelong.cli import entry; entry()", *words],
+        capture_output=True,
+        env=surroundings,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert time.monotonic() - begun < 20
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert len(ended.stderr.splitlines()) == 1, ended.stderr
+    assert "no local copy" in ended.stderr
+    assert "nobody/nothing" in ended.stderr
+
+
+@pytest.mark.parametrize("kind", ["pictures", "layout"])
+def test_a_second_load_decodes_nothing(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if kind == "pictures":
+        pictures(tmp_path / "mine", {"cat": 5, "dog": 5})
+    else:
+        layout(tmp_path / "mine")
+    first = load(str(tmp_path / "mine"))
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("decoded again")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("lifelong.data.folders.decode", refuse)
+        patched.setattr("lifelong.data.hub.decode", refuse)
+        again = load(str(tmp_path / "mine"))
+        with pytest.raises(AssertionError, match="decoded again"):
+            load(str(tmp_path / "mine"), image_size=3)
+    assert (again.name, again.classes, again.fingerprint) == (first.name, first.classes, first.fingerprint)
+    for ours, theirs in zip((*again.train, *again.test), (*first.train, *first.test), strict=True):
+        assert torch.equal(ours, theirs)
+        assert ours.dtype == theirs.dtype
+
+
+def test_changed_pictures_are_decoded_again(tmp_path: Path) -> None:
+    pictures(tmp_path / "mine", {"cat": 5, "dog": 5})
+    load(str(tmp_path / "mine"))
+    Image.new("L", (6, 5), 255).save(tmp_path / "mine" / "cat" / "9.png")
+    assert len(load(str(tmp_path / "mine")).train.targets) == 9
+
+
+@pytest.mark.parametrize("ending", ["json", "safetensors"])
+@pytest.mark.parametrize("content", [b"", b"rubbish", b"{}"])
+def test_a_damaged_cache_costs_one_warning(ending: str, content: bytes, tmp_path: Path) -> None:
+    first = disk.cached("key", made)
+    (tmp_path / "cache" / "data" / f"key.{ending}").write_bytes(content)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        again = disk.cached("key", made)
+    assert [str(each.message).partition(" is damaged")[1] for each in caught] == [" is damaged"]
+    assert torch.equal(again.train.inputs, first.train.inputs)
+
+
+def test_a_full_disk_costs_the_cache_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(tensors: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(disk, "save_file", full)
+    with pytest.warns(UserWarning, match="not kept.*No space left"):
+        assert disk.cached("key", made).classes == ("0", "1", "2")
+    assert [each.name for each in (tmp_path / "cache" / "data").iterdir() if each.suffix != ".lock"] == []
+
+
+def test_a_source_that_vanishes_is_no_fault_of_the_cache() -> None:
+    def gone() -> Dataset:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "picture.png")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(FileNotFoundError, match=r"picture\.png"):
+            disk.cached("key", gone)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that even root cannot write: /proc")
+def test_a_cache_in_a_folder_that_cannot_be_made_costs_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIFELONG_CACHE", "/proc/nowhere")
+    with pytest.warns(UserWarning, match="not kept"):
+        assert disk.cached("key", made).classes == ("0", "1", "2")
 
 
 def test_mnist_is_mnist() -> None:

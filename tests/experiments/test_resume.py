@@ -12,58 +12,128 @@ from pathlib import Path
 
 import pytest
 
+from lifelong.cli import main
+
+TASKS, STEPS = 3, 40
 SETTINGS = [
-    *("--stream", "permuted-digits", "--tasks", "3", "--epochs", "12", "--batch-size", "16", "--threads", "1"),
-    *("--model.hidden", "64,64", "--model.dropout", "0.2", "--schedule", "cosine", "--checkpoint-every", "40"),
+    *("--stream", "permuted-digits", "--tasks", str(TASKS), "--steps", str(STEPS), "--batch-size", "16"),
+    *("--model.hidden", "32,32", "--model.dropout", "0.2", "--schedule", "cosine", "--train-samples", "200"),
+    *("--threads", "1", "--device", "cpu", "--checkpoint-every", "5"),
 ]
+# The share of all steps after which a run is killed; with the random wait on top, any moment of a step may be hit.
+LEAST, MOST = 0.2, 0.9
 
 
-def start(method: str, out: Path, *more: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", "from lifelong.cli import entry; entry()", "run", "--method", method]
-    words = [*command, *SETTINGS, "--out", str(out), *more]
-    return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+def start(command: str, out: Path, *words: str) -> subprocess.Popen[bytes]:
+    line = [sys.executable, "-c", "from lifelong.cli import entry; entry()", command, *SETTINGS, "--out", str(out)]
+    return subprocess.Popen([*line, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
-def finish(process: subprocess.Popen[bytes]) -> None:
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors.decode()
+def position(out: Path) -> int:
+    """The position of the newest checkpoint in or below `out`, counted over all runs there."""
+    newest: dict[Path, int] = {}
+    for path in out.rglob("checkpoints/[0-9]*"):
+        newest[path.parent] = max(newest.get(path.parent, 0), int(path.name))
+    return sum(newest.values())
 
 
-def newest(out: Path) -> int:
-    """The position of the newest checkpoint, 0 where there is none yet."""
-    return max((int(each.name) for each in (out / "checkpoints").glob("[0-9]*")), default=0)
+def stop_at(process: subprocess.Popen[bytes], out: Path, steps: int, wait: float, how: signal.Signals) -> str:
+    """Send `how` once a checkpoint of `steps` is there and `wait` seconds have gone; returns what it wrote to stderr.
 
-
-@pytest.mark.parametrize(("method", "more"), [("si", []), ("rwalk", ["--keep-optimizer"]), ("lwf", []), ("joint", [])])
-def test_killed_and_resumed_gives_the_same_bits(method: str, more: list[str], tmp_path: Path) -> None:
-    finish(start(method, tmp_path / "whole", *more))
-    steps = newest(tmp_path / "whole")
-    moments = random.Random(method)
-    for share in (moments.uniform(0.05, 0.4), moments.uniform(0.5, 0.9)):
-        resume = ["--resume"] if (tmp_path / "broken").exists() else []
-        process = start(method, tmp_path / "broken", *more, *resume)
-        while newest(tmp_path / "broken") < share * steps:
-            time.sleep(0.002)
-            assert process.poll() is None, "the run ended before it was killed"
-        time.sleep(moments.uniform(0, 0.05))  # anywhere between two checkpoints, or within the next
+    Progress is what is waited for and not a time, so a loaded machine moves nothing.
+    """
+    try:
+        deadline = time.monotonic() + 60
+        while position(out) < steps:
+            assert process.poll() is None, "it ended before its time"
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        time.sleep(wait)
+        process.send_signal(how)
+        _, errors = process.communicate(timeout=60)
+        return errors.decode()
+    finally:
         process.kill()
         process.communicate()
-        assert process.returncode == -signal.SIGKILL
-    finish(start(method, tmp_path / "broken", *more, "--resume"))
-    results = [json.loads((tmp_path / each / "result.json").read_text()) for each in ("whole", "broken")]
-    assert results[0]["accuracy"] == results[1]["accuracy"]
-    weights = [(tmp_path / each / "model.safetensors").read_bytes() for each in ("whole", "broken")]
-    assert weights[0] == weights[1]
 
 
-def test_interrupted_says_how_to_go_on(tmp_path: Path) -> None:
-    process = start("ewc", tmp_path / "run", "--epochs", "200")
-    while not (tmp_path / "run" / "checkpoints").exists():
-        time.sleep(0.05)
-        assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+def same(whole: Path, broken: Path) -> None:
+    results = sorted(path.relative_to(whole) for path in whole.rglob("result.json"))
+    assert results
+    assert results == sorted(path.relative_to(broken) for path in broken.rglob("result.json"))
+    for path in results:
+        ours, theirs = (json.loads((each / path).read_text()) for each in (whole, broken))
+        assert ours["accuracy"] == theirs["accuracy"]
+        weights = [(each / path).with_name("model.safetensors").read_bytes() for each in (whole, broken)]
+        assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(
+    ("method", "kills", "more"),
+    [
+        ("si", 2, ["--keep-optimizer"]),
+        ("rwalk", 2, ["--keep-optimizer", "--optimizer", "sgd", "--optimizer.momentum", "0.9", "--lr", "0.05"]),
+        ("lwf", 1, ["--clip", "1"]),
+        ("joint", 1, ["--validation", "0.2", "--early-stopping", "2"]),
+    ],
+)
+def test_killed_and_resumed_gives_the_same_bits(method: str, kills: int, more: list[str], tmp_path: Path) -> None:
+    words = ["--method", method, *more]
+    assert main(["run", *SETTINGS, *words, "--out", str(tmp_path / "whole")]) == 0
+    total = position(tmp_path / "whole")
+    assert total > STEPS
+    moments = random.Random(method)
+    broken = tmp_path / "broken"
+    for share in sorted(moments.uniform(LEAST, MOST - 0.1) for _ in range(kills)):
+        resume = ["--resume"] if broken.exists() else []
+        before = position(broken)
+        process = start("run", broken, *words, *resume)
+        stop_at(process, broken, max(before + 5, int(share * total)), moments.uniform(0, 0.01), signal.SIGKILL)
+        assert process.returncode == -signal.SIGKILL, "the run ended before it was killed"
+        assert not (broken / "result.json").exists()
+    assert main(["run", *SETTINGS, *words, "--out", str(broken), "--resume"]) == 0
+    same(tmp_path / "whole", broken)
+
+
+def test_a_killed_comparison_goes_on_by_itself(tmp_path: Path) -> None:
+    words = ["--methods", "si,rwalk", "--keep-optimizer"]
+    assert main(["compare", *SETTINGS, *words, "--out", str(tmp_path / "whole")]) == 0
+    broken = tmp_path / "broken"
+    process = start("compare", broken, *words)
+    # In the second run, so that one is finished and one is half done.
+    steps = int(position(tmp_path / "whole") * random.Random(0).uniform(0.55, 0.8))
+    stop_at(process, broken, steps, 0.0, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL, "the comparison ended before it was killed"
+    finished = broken / "si" / "seed-0" / "result.json"
+    made = finished.stat().st_mtime_ns
+    assert not (broken / "rwalk" / "seed-0" / "result.json").exists()
+    assert main(["compare", *SETTINGS, *words, "--out", str(broken)]) == 0
+    assert finished.stat().st_mtime_ns == made
+    same(tmp_path / "whole", broken)
+
+
+def test_interrupted_says_how_to_go_on_and_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    words = ["--method", "ewc"]
+    assert main(["run", *SETTINGS, *words, "--out", str(tmp_path / "whole")]) == 0
+    broken = tmp_path / "broken"
+    process = start("run", broken, *words)
+    errors = stop_at(process, broken, 60, 0.003, signal.SIGINT)
     assert process.returncode == 130
-    last = errors.decode().strip().splitlines()[-1]
-    assert "interrupted" in last
-    assert last.endswith("--resume")
+    assert "Traceback" not in errors
+    said = [line for line in errors.splitlines() if ": after task" not in line]
+    assert len(said) == 1, errors
+    assert "interrupted" in said[0]
+    assert said[0].endswith("--resume")
+    # What it says is what goes on, to the letter.
+    again = said[0].partition("go on with: lifelong ")[2].split()
+    assert main(again) == 0
+    same(tmp_path / "whole", broken)
+
+
+def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
+    words = ["run", *SETTINGS, "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.*")}
+    assert main([*words, "--resume"]) == 0
+    after = {path: path.stat().st_mtime_ns for path in made}
+    assert after == made

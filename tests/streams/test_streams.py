@@ -119,3 +119,107 @@ def test_a_task_that_cannot_be_learned_is_named(targets: torch.Tensor, says: str
     with pytest.raises(InputError, match="odd") as error:
         assemble("split", "made", Scenario.TASK, [part], Cut())
     assert says in str(error.value)
+
+
+def test_every_permutation_is_the_same_for_all_samples_of_its_task() -> None:
+    numbers = torch.arange(16, dtype=torch.uint8).view(1, 1, 4, 4).repeat(4, 1, 1, 1)
+    labels = torch.tensor([0, 1, 0, 1])
+    data = from_tensors((numbers, labels), (numbers, labels))
+    for task in permuted(data, tasks=4).tasks[1:]:
+        for part in (task.train, task.test):
+            orders = part.ready(CPU).inputs.flatten(1)
+            assert torch.equal(orders, orders[:1].expand(4, -1))
+            assert sorted(orders[0].tolist()) == list(range(16))
+            assert orders[0].tolist() != list(range(16))
+
+
+@pytest.mark.parametrize(("degrees", "turns"), [(90.0, 1), (180.0, 2), (270.0, 3), (-90.0, -1), (360.0, 0)])
+def test_right_angles_are_torch_rot90(degrees: float, turns: int) -> None:
+    pictures = images(shape=(3, 7, 7)).train.inputs
+    turned = rotated(images(shape=(3, 7, 7)), tasks=1, angles=[degrees]).tasks[0].train.ready(CPU).inputs
+    assert turned.dtype == torch.uint8
+    assert int((turned.int() - torch.rot90(pictures, turns, (2, 3)).int()).abs().max()) <= 1
+
+
+def test_a_picture_that_is_not_square_turns_about_its_centre() -> None:
+    picture = torch.zeros(2, 1, 8, 5)
+    picture[:, 0, 1, 1] = 1.0
+    half, none = rotate(picture, torch.tensor([180.0, 0.0]))
+    torch.testing.assert_close(half, picture[0].flip(1, 2), atol=1e-4, rtol=0)
+    torch.testing.assert_close(none, picture[1], atol=1e-4, rtol=0)
+
+
+def test_every_image_has_its_own_angle() -> None:
+    pictures = images().train.inputs[:3].float()
+    angles = torch.tensor([15.0, 90.0, 200.0])
+    together = rotate(pictures, angles)
+    for index in range(3):
+        torch.testing.assert_close(
+            together[index : index + 1], rotate(pictures[index : index + 1], angles[index : index + 1])
+        )
+    assert not torch.allclose(rotate(pictures[:1], angles[:1]), rotate(pictures[:1], angles[2:]))
+
+
+def test_split_sizes_are_even_and_earlier_tasks_get_the_more() -> None:
+    stream = split(images(7), tasks=3)
+    assert [len(task.classes) for task in stream.tasks] == [3, 2, 2]
+    assert [task.classes for task in stream.tasks] == [(0, 1, 2), (3, 4), (5, 6)]
+    some = split(images(7), tasks=2, classes_per_task=[2, 1])
+    assert some.classes == ("0", "1", "2")
+
+
+def test_the_order_of_classes_is_the_seeds() -> None:
+    data = images(8)
+    once, again = (split(data, tasks=4, shuffle_classes=True, seed=3) for _ in range(2))
+    assert once.classes == again.classes
+    assert sorted(once.classes) == sorted(data.classes)
+    # Under any order the numbering is that of appearance, and each sample keeps its class.
+    for task in once.tasks:
+        assert sorted(set(task.train.targets.tolist())) == list(task.classes)
+        for target in task.classes:
+            mine = task.train.inputs[task.train.targets == target]
+            theirs = data.train.inputs[data.train.targets == int(once.classes[target])]
+            assert torch.equal(mine, theirs)
+
+
+def test_a_class_that_occurs_again_in_another_task_is_another_class() -> None:
+    stream = permuted(images(2), tasks=2, scenario=Scenario.CLASS)
+    assert stream.classes == ("0", "1", "permutation 1/0", "permutation 1/1")
+    assert [task.classes for task in stream.tasks] == [(0, 1), (2, 3)]
+    assert set(stream.tasks[1].test.targets.tolist()) == {2, 3}
+
+
+def test_validation_and_training_are_disjoint_and_the_same_every_time() -> None:
+    numbered = torch.arange(40.0).unsqueeze(1)
+    data = from_tensors((numbered, torch.arange(40) % 4), (numbered + 100, torch.arange(40) % 4))
+    cut = Cut(validation=0.25, train_samples=24)
+    for task in permuted(data, tasks=2, cut=cut).tasks:
+        train, held = (set(part.inputs.flatten().tolist()) for part in (task.train, task.validation))
+        assert (len(train), len(held)) == (18, 6)
+        assert not train & held
+        assert max(train | held) < 100
+        assert set(task.test.inputs.flatten().tolist()) == set(range(100, 140))
+        for part in (task.train, task.validation):
+            assert torch.equal(part.targets, part.inputs.flatten().long() % 4)
+    first, again = (permuted(data, tasks=1, cut=cut).tasks[0] for _ in range(2))
+    assert torch.equal(first.validation.inputs, again.validation.inputs)
+
+
+def test_standardize_takes_its_statistics_from_the_training_samples_of_the_first_task() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(60, 3, generator=generator) * torch.tensor([1.0, 5.0, 0.0]) + torch.tensor([0.0, 9.0, 2.0])
+    data = from_tensors((inputs, torch.arange(60) % 4), (inputs + 1, torch.arange(60) % 4))
+    stream = split(data, tasks=2, cut=Cut(standardize=True))
+    mine = inputs[torch.arange(60) % 4 < 2]
+    ready = [task.train.ready(CPU) for task in stream.tasks]
+    first, _ = ready[0].batch(torch.arange(len(ready[0])))
+    expected = (mine - mine.mean(0)) / mine.std(0).clamp_min(1e-6)
+    torch.testing.assert_close(first, expected, rtol=1e-4, atol=1e-4)
+    assert stream.tasks[1].test.mean is not None
+    assert torch.equal(stream.tasks[1].test.mean, stream.tasks[0].train.mean)
+    tokens = from_tensors(
+        (torch.zeros(4, 3, dtype=torch.int64), torch.arange(4) % 2),
+        (torch.zeros(2, 3, dtype=torch.int64), torch.arange(2)),
+    )
+    with pytest.raises(InputError, match="these inputs are tokens"):
+        permuted(tokens, tasks=1, cut=Cut(standardize=True))

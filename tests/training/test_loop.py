@@ -128,3 +128,73 @@ def test_checkpoints_fall_back_to_the_last_good_one(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="no good checkpoint is left"):
         checkpoint.load_checkpoint(tmp_path)
     assert checkpoint.load_checkpoint(tmp_path / "nothing") is None
+
+
+def test_clipping_is_clip_grad_norm_to_the_letter() -> None:
+    learner, stream, schedule = prepared(optimizer="sgd", lr=0.5, clip=0.3, steps=1)
+    reference = nn.Sequential(learner.model.trunk, learner.model.head.linear)
+    before = tree.snapshot(dict(reference.named_parameters()))
+    for _ in train(learner, method("naive", {}), stream, schedule):
+        pass
+    after = tree.snapshot(dict(reference.named_parameters()))
+    tree.copy_(dict(reference.named_parameters()), before)
+    order = torch.randperm(64, generator=randomness.generator(0, "order", 0, 0))
+    inputs, targets = stream.tasks[0].train.batch(order[:16])
+    reference.zero_grad()
+    nn.functional.cross_entropy(reference(inputs), targets).backward()
+    assert float(nn.utils.clip_grad_norm_(reference.parameters(), 0.3)) > 0.3
+    for name, parameter in reference.named_parameters():
+        assert parameter.grad is not None
+        torch.testing.assert_close(after[name], before[name] - 0.5 * parameter.grad)
+
+
+def test_a_last_batch_of_one_is_dropped_where_normalisation_could_not_learn_from_it() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.BatchNorm1d(6), nn.Linear(6, 10))
+    made = recipe({"tasks": 1, "train_samples": 33, "batch_size": 16, "epochs": 2})
+    learner = build.learner(made, build.stream(made), net)
+    events = train(learner, method("naive", {}), build.stream(made), build.schedule(made))
+    assert [len(event.targets) for event in events if isinstance(event, Step)] == [16, 16, 16, 16]
+
+
+def test_bf16_learns_with_weights_in_single_precision() -> None:
+    made = {"tasks": 1, "epochs": 5, "seed": 0, "device": "cpu"}
+    half, single = (run(recipe({**made, "precision": precision})) for precision in ("bf16", "float32"))
+    assert half["average_accuracy"] > 0.8
+    assert half["average_accuracy"] == pytest.approx(single["average_accuracy"], abs=0.05)
+    learner, stream, schedule = prepared(precision="bf16", steps=1)
+    logits = next(e for e in train(learner, method("naive", {}), stream, schedule) if isinstance(e, Step)).logits
+    assert logits.dtype == torch.bfloat16
+    assert {parameter.dtype for parameter in learner.model.parameters()} == {torch.float32}
+
+
+def test_the_rate_follows_its_schedule_and_starts_afresh_in_each_task() -> None:
+    for keep in (False, True):
+        learner, stream, schedule = prepared(
+            tasks=2, optimizer="sgd", lr=0.4, schedule="linear", warmup=0.5, steps=4, keep_optimizer=keep
+        )
+        rates = []
+        for event in train(learner, method("naive", {}), stream, schedule):
+            if isinstance(event, Step):
+                rates.append(learner.optimizer.param_groups[0]["lr"])
+        assert rates == pytest.approx([0.0, 0.2, 0.4, 0.2] * 2)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_moments_go_on_from_task_to_task_only_where_asked(keep: bool) -> None:
+    learner, stream, schedule = prepared(tasks=2, steps=3, keep_optimizer=keep)
+    for _ in train(learner, method("naive", {}), stream, schedule):
+        pass
+    counts = {float(each["step"]) for each in learner.optimizer.state_dict()["state"].values()}
+    assert counts == {6.0 if keep else 3.0}
+
+
+def test_divergence_names_the_task_where_it_happens() -> None:
+    learner, stream, schedule = prepared(tasks=3, steps=4)
+    events = train(learner, method("naive", {}), stream, schedule)
+    for event in events:
+        if isinstance(event, Step) and event.task.index == 1 and learner.clock.step == 1:
+            break
+    with torch.no_grad():
+        learner.model.head.linear.weight.fill_(float("nan"))
+    with pytest.raises(DivergedError, match=r"the loss is nan at step 2 of task 2 \(permutation 1\)"):
+        next(events)

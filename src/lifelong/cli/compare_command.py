@@ -73,7 +73,10 @@ def _values(arguments: Namespace) -> Values:
     if arguments.seeds is not None:
         values["seeds"] = arguments.seeds
     if arguments.methods is not None:
-        values = _only_methods(values, [name for name in arguments.methods.split(",") if name])
+        names = [name for name in arguments.methods.split(",") if name]
+        if not names:
+            raise InputError(f"methods = {arguments.methods!r} names no method")
+        values = _only_methods(values, names)
     for name, each in arguments.dotted.items():
         group, _, rest = name.partition(".")
         if group == "methods":
@@ -121,6 +124,6 @@ def _only_experiments(experiments: Values, names: list[str]) -> Values:
 
 
 def _workers(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
+    if not text.isdecimal() or int(text) == 0:
         raise InputError(f"workers = {text!r} must be a number of processes, at least 1")
     return int(text)

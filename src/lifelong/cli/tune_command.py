@@ -36,7 +36,7 @@ def main(arguments: Namespace) -> int:
 
     base: dict[str, Any] = read_yaml(Path(arguments.recipe)) if arguments.recipe else {}
     values = merged(row_values(base, arguments.row), recipe_values(arguments))
-    if not arguments.seeds.isdigit() or int(arguments.seeds) == 0:
+    if not arguments.seeds.isdecimal() or int(arguments.seeds) == 0:
         raise InputError(f"seeds = {arguments.seeds!r} must be a number, at least 1")
     console = Console(stderr=True)
     trials = []

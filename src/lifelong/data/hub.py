@@ -78,6 +78,7 @@ def read_hub(name: str, target: str | None, image_size: int | None) -> Dataset:
     from huggingface_hub import constants
 
     called = HUB.get(name, name)
+    offline = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
     if not _reachable(called):
         # Otherwise both libraries ask again and again, half a minute long; a copy in their own cache is still found.
         constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
@@ -90,6 +91,8 @@ def read_hub(name: str, target: str | None, image_size: int | None) -> Dataset:
         raise InputError(
             f"data {name!r}: no local copy ({looked}) and not to be had from the hub ({reason})"
         ) from error
+    finally:
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = offline
     return convert(dict(found), name, target, image_size)
 
 

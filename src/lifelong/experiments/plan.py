@@ -49,6 +49,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         near = closest(path.name, [each.name for each in path.parent.glob("*.y*ml")]) if path.parent.is_dir() else ""
         raise InputError(f"recipe {path} cannot be read ({error.strerror}){near}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"recipe {path} is not UTF-8 text: {error}") from None
     except yaml.YAMLError as error:
         raise InputError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
@@ -72,6 +74,8 @@ def plan(values: Mapping[str, Any]) -> list[Planned]:
     shared = {key: value for key, value in values.items() if key != "experiments"}
     runs = []
     for name, own in _mapping("experiments", values["experiments"]).items():
+        if own is not None and not isinstance(own, Mapping):
+            raise InputError(f"experiments: {name} must be a mapping of settings, and is {own!r}")
         runs += _experiment(str(name), merged(shared, own or {}))
     return runs
 
@@ -95,6 +99,9 @@ def _rows(methods: Any) -> dict[str, dict[str, Any]]:
     if isinstance(methods, str):
         methods = [name for name in methods.split(",") if name]
     if isinstance(methods, Mapping):
+        for label, own in methods.items():
+            if own is not None and not isinstance(own, Mapping):
+                raise InputError(f"methods: {label} must be a mapping of settings, and is {own!r}")
         return {str(label): dict(own or {}) for label, own in methods.items()}
     if isinstance(methods, Iterable):
         return {str(label): {} for label in methods}
@@ -104,6 +111,10 @@ def _rows(methods: Any) -> dict[str, dict[str, Any]]:
 def _experiment(name: str | None, values: Mapping[str, Any]) -> list[Planned]:
     shared = {key: value for key, value in values.items() if key not in _ABOVE}
     rows = _rows(values.get("methods") or ["naive"])
+    for each in (*rows, *([] if name is None else [name])):
+        # Each names a folder of the comparison's, and must not lead out of it.
+        if each in ("", ".", "..") or "/" in each or "\\" in each:
+            raise InputError(f"{each!r} cannot be the name of a row or an experiment: it names a folder")
     runs = [
         Planned(name, label, *_run(label, own, shared, seed))
         for label, own in rows.items()
@@ -153,7 +164,7 @@ def _ranges(label: str, expected: Any) -> dict[str, tuple[float, float]] | None:
 
 def _seeds(seeds: Any) -> list[int]:
     if isinstance(seeds, str):
-        seeds = [int(part) for part in seeds.split(",")] if all(p.isdigit() for p in seeds.split(",")) else seeds
+        seeds = [int(part) for part in seeds.split(",")] if all(p.isdecimal() for p in seeds.split(",")) else seeds
         seeds = seeds[0] if isinstance(seeds, list) and len(seeds) == 1 else seeds
     if isinstance(seeds, int) and not isinstance(seeds, bool) and seeds > 0:
         return list(range(seeds))

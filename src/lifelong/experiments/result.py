@@ -132,6 +132,6 @@ def read_all(path: Path) -> list[dict[str, Any]]:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise StateError(f"{path} is not readable: {error}; run the comparison again to gather it anew") from error
-    if not isinstance(found, list) or not found:
+    if not isinstance(found, list) or not found or not all(isinstance(r, dict) and "accuracy" in r for r in found):
         raise StateError(f"{path} holds no results")
     return found

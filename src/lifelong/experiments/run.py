@@ -84,7 +84,7 @@ class Every:
             InputError: neither.
         """
         number = text.removesuffix("s")
-        if not number.isdigit() or int(number) == 0:
+        if not number.isdecimal() or int(number) == 0:
             raise InputError(f"checkpoint_every = {text!r} must be a number of steps (500) or of seconds (30s)")
         return cls(None, float(number)) if text.endswith("s") else cls(int(number), None)
 
@@ -135,7 +135,13 @@ def events(
     claim(out, recipe, resume)
     try:
         with filelock.FileLock(out / ".lock", timeout=0):
-            yield from _in_folder(recipe, out, checkpoint_every or Every(), stream, model)
+            try:
+                yield from _in_folder(recipe, out, checkpoint_every or Every(), stream, model)
+            except InputError:
+                # Refused before anything was begun: the recipe that is put right may have the folder.
+                if {each.name for each in out.iterdir()} <= {"recipe.json", ".lock"}:
+                    (out / "recipe.json").unlink(missing_ok=True)
+                raise
     except filelock.Timeout:
         raise InputError(f"{out} is being written by another process: wait for it, or choose another --out") from None
 
@@ -151,7 +157,9 @@ def claim(out: Path, recipe: Recipe, resume: bool) -> None:
         try:
             theirs = json.loads(path.read_text())
         except ValueError:
-            raise InputError(f"{path} is not readable: remove {out}, or choose another --out") from None
+            theirs = None
+        if not isinstance(theirs, dict):
+            raise InputError(f"{path} is not readable: remove {out}, or choose another --out")
         odd = differences(ours, theirs)
         if odd:
             first = odd[0]
@@ -162,7 +170,7 @@ def claim(out: Path, recipe: Recipe, resume: bool) -> None:
         if not resume:
             raise InputError(f"{out} holds this run already: add --resume to go on with it, or choose another --out")
         return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(each.name != ".lock" for each in out.iterdir())):
         raise InputError(f"{out} exists and holds no run: choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     checkpoint.write_json(path, ours)

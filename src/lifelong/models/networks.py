@@ -30,6 +30,8 @@ class MLP:
 
     def trunk(self, shape: tuple[int, ...]) -> nn.Module:
         """Return the hidden layers for samples of `shape`."""
+        if min(self.hidden, default=1) < 1:
+            raise InputError(f"model mlp: hidden = {self.hidden} must be numbers of units, each at least 1")
         width = 1
         layers: list[nn.Module] = [nn.Flatten()]
         for side in shape:
@@ -53,6 +55,8 @@ class ConvNet:
         """Return the blocks for images of `shape` `(channels, height, width)`."""
         if len(shape) != 3:
             raise InputError(f"model convnet needs images [channels, height, width], and the data has {shape}: try mlp")
+        if min(self.channels, default=1) < 1:
+            raise InputError(f"model convnet: channels = {self.channels} must be numbers, each at least 1")
         layers: list[nn.Module] = []
         width, side = shape[0], min(shape[1:])
         for channels in self.channels:

@@ -16,6 +16,7 @@ from torch import Tensor
 from lifelong.errors import StateError
 
 _KEEP = 2
+_FILES = {"tensors.safetensors", "state.json"}
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -94,6 +95,8 @@ def _fault(checkpoint: Path) -> str | None:
     try:
         manifest = json.loads((checkpoint / "manifest.json").read_text())
     except (OSError, ValueError):
+        manifest = None
+    if not _is_manifest(manifest):
         return f"checkpoint {checkpoint} has no readable manifest.json"
     for name, entry in manifest.items():
         path = checkpoint / name
@@ -104,6 +107,14 @@ def _fault(checkpoint: Path) -> str | None:
         if _entry(path.read_bytes()) != entry:
             return f"checkpoint file {path} does not have the content that was written"
     return None
+
+
+def _is_manifest(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and set(value) == _FILES
+        and all(isinstance(entry, dict) and set(entry) == {"bytes", "blake2b"} for entry in value.values())
+    )
 
 
 def _entry(content: bytes) -> dict[str, Any]:
