@@ -193,6 +193,14 @@ def test_tune_picks_the_best_on_validation_samples(capsys: pytest.CaptureFixture
     assert len(found["trials"]) == 2
 
 
+def test_tune_holds_samples_out_for_a_row_of_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "recipe.yaml").write_text("methods: {naive: {}, ewc: {strength: 1}}\n")
+    words = ["tune", str(tmp_path / "recipe.yaml"), "--row", "ewc", *QUICK, "--grid", "method.strength=1,10", "--json"]
+    assert main(words) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [trial["settings"] for trial in found["trials"]] == [{"method.strength": 1}, {"method.strength": 10}]
+
+
 @pytest.mark.parametrize("command", list(COMMANDS))
 def test_help_names_settings_and_defaults(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -24,37 +28,43 @@ SETTINGS = [
 LEAST, MOST = 0.2, 0.9
 
 
-def start(command: str, out: Path, *words: str) -> subprocess.Popen[bytes]:
-    line = [sys.executable, "-c", "from lifelong.cli import entry; entry()", command, *SETTINGS, "--out", str(out)]
-    return subprocess.Popen([*line, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+def start(command: str, out: Path, *words: str) -> BaseProcess:
+    """Start the command in a process of its own, forked from one that has the imports behind it."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lifelong.api", "lifelong.data", "lifelong.reports", "sklearn.datasets"])
+    process = context.Process(target=main, args=([command, *SETTINGS, "--out", str(out), *words],))
+    process.start()
+    return process
 
 
 def position(out: Path) -> int:
     """The position of the newest checkpoint in or below `out`, counted over all runs there."""
-    newest: dict[Path, int] = {}
-    for path in out.rglob("checkpoints/[0-9]*"):
-        newest[path.parent] = max(newest.get(path.parent, 0), int(path.name))
+    newest: dict[str, int] = {}
+    for folder, _, _ in os.walk(out):  # unlike glob it does not mind folders that vanish under it
+        run, name = os.path.split(folder)
+        if name.isdigit():
+            newest[run] = max(newest.get(run, 0), int(name))
     return sum(newest.values())
 
 
-def stop_at(process: subprocess.Popen[bytes], out: Path, steps: int, wait: float, how: signal.Signals) -> str:
-    """Send `how` once a checkpoint of `steps` is there and `wait` seconds have gone; returns what it wrote to stderr.
+def wait_for(out: Path, steps: int, alive: Callable[[], bool]) -> None:
+    """Return once a checkpoint of `steps` is there: progress, and not time, so a loaded machine moves nothing."""
+    deadline = time.monotonic() + 60
+    while position(out) < steps:
+        assert alive(), "it ended before its time"
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
-    Progress is what is waited for and not a time, so a loaded machine moves nothing.
-    """
+
+def kill_at(process: BaseProcess, out: Path, steps: int, wait: float) -> None:
+    """Kill `process` a moment of `wait` seconds after the checkpoint of `steps`."""
     try:
-        deadline = time.monotonic() + 60
-        while position(out) < steps:
-            assert process.poll() is None, "it ended before its time"
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
+        wait_for(out, steps, process.is_alive)
         time.sleep(wait)
-        process.send_signal(how)
-        _, errors = process.communicate(timeout=60)
-        return errors.decode()
     finally:
         process.kill()
-        process.communicate()
+        process.join(60)
+    assert process.exitcode == -signal.SIGKILL, "it ended before it was killed"
 
 
 def same(whole: Path, broken: Path) -> None:
@@ -88,8 +98,7 @@ def test_killed_and_resumed_gives_the_same_bits(method: str, kills: int, more: l
         resume = ["--resume"] if broken.exists() else []
         before = position(broken)
         process = start("run", broken, *words, *resume)
-        stop_at(process, broken, max(before + 5, int(share * total)), moments.uniform(0, 0.01), signal.SIGKILL)
-        assert process.returncode == -signal.SIGKILL, "the run ended before it was killed"
+        kill_at(process, broken, max(before + 5, int(share * total)), moments.uniform(0, 0.01))
         assert not (broken / "result.json").exists()
     assert main(["run", *SETTINGS, *words, "--out", str(broken), "--resume"]) == 0
     same(tmp_path / "whole", broken)
@@ -102,8 +111,7 @@ def test_a_killed_comparison_goes_on_by_itself(tmp_path: Path) -> None:
     process = start("compare", broken, *words)
     # In the second run, so that one is finished and one is half done.
     steps = int(position(tmp_path / "whole") * random.Random(0).uniform(0.55, 0.8))
-    stop_at(process, broken, steps, 0.0, signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL, "the comparison ended before it was killed"
+    kill_at(process, broken, steps, 0.0)
     finished = broken / "si" / "seed-0" / "result.json"
     made = finished.stat().st_mtime_ns
     assert not (broken / "rwalk" / "seed-0" / "result.json").exists()
@@ -116,9 +124,16 @@ def test_interrupted_says_how_to_go_on_and_goes_on_to_the_same_bits(tmp_path: Pa
     words = ["--method", "ewc"]
     assert main(["run", *SETTINGS, *words, "--out", str(tmp_path / "whole")]) == 0
     broken = tmp_path / "broken"
-    process = start("run", broken, *words)
-    errors = stop_at(process, broken, 60, 0.003, signal.SIGINT)
-    assert process.returncode == 130
+    line = [sys.executable, "-c", "from lifelong.cli import entry; entry()", "run", *SETTINGS, *words]
+    process = subprocess.Popen([*line, "--out", str(broken)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for(broken, 60, lambda: process.poll() is None)
+        process.send_signal(signal.SIGINT)
+        shown, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+    assert (process.returncode, shown) == (130, "")
     assert "Traceback" not in errors
     said = [line for line in errors.splitlines() if ": after task" not in line]
     assert len(said) == 1, errors

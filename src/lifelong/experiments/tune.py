@@ -77,7 +77,8 @@ def row_values(values: Mapping[str, Any], row: str | None) -> dict[str, Any]:
 
 
 def _with(values: Mapping[str, Any], chosen: Mapping[str, Any]) -> Recipe:
-    changed: dict[str, Any] = {"validation": VALIDATION, **values, "evaluate_on": "validation"}
+    share = values.get("validation") or VALIDATION
+    changed: dict[str, Any] = {**values, "validation": share, "evaluate_on": "validation"}
     for name, value in chosen.items():
         group, _, inner = name.partition(".")
         if not inner:
