@@ -6,7 +6,7 @@ Importance, task vectors, merges and inner loops are all sums and products of su
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeAlias
 
 import torch
@@ -16,10 +16,18 @@ from lifelong.errors import InputError
 
 Params: TypeAlias = dict[str, Tensor]
 
+# Numbers in a piece of `blocks`: a MiB in float32.
+_PIECE = 2**18
+
 
 def parameters(module: nn.Module) -> Params:
     """Return the live trainable parameters of `module`; shared weights appear once, under their first name."""
     return {name: tensor for name, tensor in module.named_parameters() if tensor.requires_grad}
+
+
+def gradients(params: Params) -> Params:
+    """Return the live `.grad` of those of `params` that have one."""
+    return {name: tensor.grad for name, tensor in params.items() if tensor.grad is not None}
 
 
 def weights(module: nn.Module) -> Params:
@@ -102,16 +110,31 @@ def copy_(target: Params, source: Params) -> None:
         torch._foreach_copy_(leaves(target, names), leaves(source, names))
 
 
-def blocks(tree: Params, names: Iterable[str]) -> list[list[str]]:
-    """Return `names` in the groups that a multi-step computation should treat at a time.
+def blocks(names: Iterable[str], *trees: Params) -> Iterator[list[list[Tensor]]]:
+    """Yield views of `trees`, each as a list, in the pieces that several operations in a row should treat at a time.
 
-    On the CPU one by one, so that what lies between two steps stays in the cache and no whole tree of it is ever
-    held; on an accelerator all at once, as there each call is a launch.
+    On the CPU these are at most `_PIECE` numbers of one tensor, so that what lies between two operations stays in the
+    cache, and no temporary is so large that the C library hands its memory back, to map it anew at each step. On an
+    accelerator all tensors come at once, as there each call is a launch.
+
+    Args:
+        names: of the tensors to go through, which every tree has.
+        trees: of like shapes and devices; writing to a view writes to the tree.
     """
-    listed = list(names)
-    if listed and tree[listed[0]].device.type == "cpu":
-        return [[name] for name in listed]
-    return [listed] if listed else []
+    listed = [[tree[name] for tree in trees] for name in names]
+    if not listed:
+        return
+    if listed[0][0].device.type != "cpu":
+        yield [list(column) for column in zip(*listed, strict=True)]
+        return
+    for tensors in listed:
+        size = tensors[0].numel()
+        if size <= _PIECE or not tensors[0].dim():
+            yield [[tensor] for tensor in tensors]
+            continue
+        rows = max(1, _PIECE * len(tensors[0]) // size)
+        for pieces in zip(*(tensor.split(rows) for tensor in tensors), strict=True):
+            yield [[piece] for piece in pieces]
 
 
 def leaves(tree: Params, names: Iterable[str]) -> list[Tensor]:

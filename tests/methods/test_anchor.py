@@ -142,20 +142,6 @@ def test_recentre_leaves_what_weight_lacks() -> None:
     assert torch.equal(anchor.centre["b"], kept[1])
 
 
-def test_pull_puts_new_tensors_in_place_of_the_old() -> None:
-    anchor = Anchor()
-    anchor.add(importances(0, 0), drawn(1))
-    theta = {name: each.requires_grad_() for name, each in drawn(2).items()}
-    old = {name: torch.ones_like(each) for name, each in theta.items()}
-    for name, each in theta.items():
-        each.grad = old[name]
-    anchor.pull(theta, 1.0)
-    for name, each in theta.items():
-        assert each.grad is not old[name]
-        assert bool((old[name] == 1).all())
-        assert not each.grad.requires_grad
-
-
 @pytest.mark.parametrize("absent", ["no gradient", "not a parameter"])
 def test_pull_leaves_out_what_takes_no_part(absent: str) -> None:
     anchor = Anchor()

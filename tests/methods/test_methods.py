@@ -197,6 +197,7 @@ def test_si_on_a_quadratic_loss() -> None:
             theta -= lr * theta.grad
         si.after_step(learner)
 
+    si.path.settle(learner.params, si.anchor.centre)
     # theta_k - best = q^k (start - best), a geometric series.
     q, away = 1 - lr * h, start - best
     w = h * away**2 * (1 - q ** (2 * steps)) / (2 - lr * h)

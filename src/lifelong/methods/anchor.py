@@ -49,20 +49,17 @@ class Anchor:
         self.centre.update(tree.snapshot({name: theta[name] for name in weight}))
 
     def pull(self, params: Params, strength: float) -> None:
-        """Give `params` gradients with the penalty's, `strength * A (theta - c)`, added to theirs.
+        """Add the penalty's gradient, `strength * A (theta - c)`, to those of `params`, in place.
 
         Done after `backward()`, so no graph is built. Parameters without a gradient did not take part in the step.
         """
         if strength == 0:
             return
-        taking_part = [name for name in self.weight if name in params and params[name].grad is not None]
+        gradients = tree.gradients(params)
+        names = [name for name in self.weight if name in gradients]
         with torch.no_grad():
-            for names in tree.blocks(params, taking_part):
-                away = torch._foreach_sub(tree.leaves(params, names), tree.leaves(self.centre, names))
-                weight = tree.leaves(self.weight, names)
-                pulled = torch._foreach_addcmul(gradients(params, names), weight, away, value=strength)
-                for name, gradient in zip(names, pulled, strict=True):
-                    params[name].grad = gradient
+            for gradient, weight, theta, centre in tree.blocks(names, gradients, self.weight, params, self.centre):
+                torch._foreach_addcmul_(gradient, weight, torch._foreach_sub(theta, centre), value=strength)
 
     def penalty(self, params: Params, strength: float) -> Tensor:
         """Return the penalty itself, a 0-d tensor; training needs only its gradient."""
@@ -70,8 +67,3 @@ class Anchor:
         theta = {name: params[name] for name in names}
         away = tree.sub(theta, {name: self.centre[name] for name in names})
         return tree.dot({name: self.weight[name] for name in names}, tree.mul(away, away)) * (strength / 2)
-
-
-def gradients(params: Params, names: list[str]) -> list[Tensor]:
-    """Return the `.grad` of the parameters `names`, which must have one."""
-    return [grad for name in names if (grad := params[name].grad) is not None]

@@ -61,8 +61,7 @@ class Method:
         """Look at the gradients of the loss in `learner.params`; do not change them."""
 
     def before_step(self, learner: Learner) -> None:
-        """Change the gradients: add an anchor's, project, mask. Put new tensors into `.grad` and leave the old ones:
-        methods that follow the path still hold them."""
+        """Change the gradients: add an anchor's, project, mask."""
 
     def after_step(self, learner: Learner) -> None:
         """Follow the path of the parameters, which have just moved."""

@@ -54,15 +54,14 @@ class RWalk(Method):
 
     def after_backward(self, learner: Learner) -> None:
         self.path.observe(learner.params, self.mark)
-        for names in tree.blocks(learner.params, self.path.gradient):
-            gradient = tree.leaves(self.path.gradient, names)
-            torch._foreach_addcmul_(tree.leaves(self.squares, names), gradient, gradient)
+        gradients = tree.gradients(learner.params)
+        for squares, gradient in tree.blocks(gradients, self.squares, gradients):
+            torch._foreach_addcmul_(squares, gradient, gradient)
 
     def before_step(self, learner: Learner) -> None:
         self.anchor.pull(learner.params, self.strength)
 
     def after_step(self, learner: Learner) -> None:
-        self.path.advance(learner.params, self.mark)
         self.steps += 1
         if self.steps % self.interval == 0:
             self._update(learner.params, self.interval)
@@ -74,17 +73,25 @@ class RWalk(Method):
             self.score[name].div_(2)  # it was added to on top of the older tasks' score, and their mean is wanted
         fisher, score = _unit(self.fisher), _unit(self.score)
         self.anchor.recentre(tree.add(fisher, score), learner.params)
-        self.path.integral, self.squares, self.mark = {}, {}, {}
+        self.path, self.squares, self.mark = Path(), {}, {}
 
     @torch.no_grad()
     def _update(self, params: Params, steps: int) -> None:
-        for name, score in self.score.items():
-            distance = self.fisher[name] * (params[name] - self.mark[name]).square() / 2
-            score.add_(self.path.integral[name].relu_() / distance.add_(self.xi))
-            self.fisher[name].lerp_(self.squares[name].div_(steps), self.alpha)
-            self.mark[name].copy_(params[name])
-            self.squares[name].zero_()
-            self.path.integral[name].zero_()
+        self.path.settle(params, self.mark)
+        trees = (self.score, self.fisher, self.squares, self.path.integral, self.mark, params)
+        for score, fisher, squares, integral, mark, theta in tree.blocks(self.score, *trees):
+            distance = torch._foreach_sub(theta, mark)
+            torch._foreach_mul_(distance, distance)
+            torch._foreach_mul_(distance, fisher)
+            torch._foreach_div_(distance, 2)
+            torch._foreach_add_(distance, self.xi)
+            torch._foreach_clamp_min_(integral, 0)
+            torch._foreach_addcdiv_(score, integral, distance)
+            torch._foreach_div_(squares, steps)
+            torch._foreach_lerp_(fisher, squares, self.alpha)
+            torch._foreach_copy_(mark, theta)
+            torch._foreach_zero_(squares)
+            torch._foreach_zero_(integral)
 
 
 def _unit(importance: Params) -> Params:

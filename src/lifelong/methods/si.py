@@ -20,39 +20,41 @@ from lifelong.tree import Params
 class Path:
     """The path integral `w_i = -sum_steps g_i * dtheta_i`, with g the gradient of the loss and dtheta the real step.
 
-    It estimates how much of the fall of the loss each parameter brought about. A step adds `g (theta - start)` before
-    and takes `g (theta - start)` off after it, so no copy of the parameters before the step is needed; measured from
-    the start and not from 0, both terms are of the size of `w` itself, and no precision is lost.
+    It estimates how much of the fall of the loss each parameter brought about. No copy of the parameters before a step
+    is needed: with `d = theta - start`, a step adds `g d` from before it and takes off `g d` from after it, the latter
+    together with what the next step adds, in one go over the memory. Measured from the start and not from 0, both are
+    of the size of `w` itself, and no precision is lost.
 
     Args:
-        integral: `w`, one tree.
+        integral: `w`, one tree; true after `settle`.
+        gradient: of the step whose `g d` is still to be taken off, zero where a parameter had none.
     """
 
     integral: Params = field(default_factory=dict)
-    gradient: Params = field(default_factory=dict, metadata={"transient": True})
+    gradient: Params = field(default_factory=dict)
 
     def restart(self, params: Params) -> None:
         """Set the integral to zero for `params`."""
-        self.integral = tree.zeros_like(params)
+        self.integral, self.gradient = tree.zeros_like(params), tree.zeros_like(params)
 
+    @torch.no_grad()
     def observe(self, params: Params, start: Params) -> None:
-        """Keep the gradients of `params` for `advance`; whoever changes them later puts others in their place."""
-        self.gradient = {name: each.grad for name, each in params.items() if each.grad is not None}
-        with torch.no_grad():
-            for names in tree.blocks(params, self.gradient):
-                self._add(params, start, names, 1.0)
+        """Take in the gradients of `params`, of the loss alone, before a step."""
+        found = tree.gradients(params)
+        self.settle({name: each for name, each in params.items() if name not in found}, start)
+        trees = (self.integral, self.gradient, found, params, start)
+        for integral, last, gradient, theta, origin in tree.blocks(found, *trees):
+            torch._foreach_sub_(last, gradient)
+            torch._foreach_addcmul_(integral, last, torch._foreach_sub(theta, origin), value=-1)
+            torch._foreach_copy_(last, gradient)
 
-    def advance(self, params: Params, start: Params) -> None:
-        """Take in the step that has just been made."""
-        with torch.no_grad():
-            for names in tree.blocks(params, self.gradient):
-                self._add(params, start, names, -1.0)
-        # Let go before the next backward pass, which makes gradients of its own.
-        self.gradient = {}
-
-    def _add(self, params: Params, start: Params, names: list[str], sign: float) -> None:
-        away = torch._foreach_sub(tree.leaves(params, names), tree.leaves(start, names))
-        torch._foreach_addcmul_(tree.leaves(self.integral, names), tree.leaves(self.gradient, names), away, value=sign)
+    @torch.no_grad()
+    def settle(self, params: Params, start: Params) -> None:
+        """Finish the last step of `params`, so that their integral is true."""
+        trees = (self.integral, self.gradient, params, start)
+        for integral, last, theta, origin in tree.blocks(params, *trees):
+            torch._foreach_addcmul_(integral, last, torch._foreach_sub(theta, origin), value=-1)
+            torch._foreach_zero_(last)
 
 
 @dataclass
@@ -85,13 +87,11 @@ class SI(Method):
     def before_step(self, learner: Learner) -> None:
         self.anchor.pull(learner.params, self.strength)
 
-    def after_step(self, learner: Learner) -> None:
-        self.path.advance(learner.params, self.anchor.centre)
-
     def after_task(self, learner: Learner, task: Task) -> None:
+        self.path.settle(learner.params, self.anchor.centre)
         with torch.no_grad():
             for name, integral in self.path.integral.items():
                 moved = learner.params[name] - self.anchor.centre[name]
                 self.anchor.weight[name].add_(integral.relu() / (moved.square() + self.xi))
         self.anchor.recentre({name: self.anchor.weight[name] for name in self.path.integral}, learner.params)
-        self.path.integral = {}
+        self.path = Path()

@@ -192,7 +192,7 @@ def _step(
     method.after_backward(learner)
     method.before_step(learner)
     if clip is not None:
-        _clip(learner, clip)
+        torch.nn.utils.clip_grad_norm_(learner.params.values(), clip)
     learner.optimizer.step()
     method.after_step(learner)
     learner.clock.step += 1
@@ -201,16 +201,6 @@ def _step(
     if detached.device.type == "cpu" or learner.clock.step % _LOOK_EVERY == 0:
         check_finite(detached, learner, task)
     return detached, logits.detach(), batch.targets
-
-
-def _clip(learner: Learner, greatest: float) -> None:
-    """Scale the gradients to a common norm of at most `greatest`, into new tensors as `Method.before_step` asks."""
-    moving = [parameter for parameter in learner.params.values() if parameter.grad is not None]
-    gradients = [parameter.grad for parameter in moving if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    factor = (greatest / (norm + 1e-6)).clamp(max=1.0)
-    for parameter, gradient in zip(moving, torch._foreach_mul(gradients, factor), strict=True):
-        parameter.grad = gradient
 
 
 def check_finite(loss: Tensor, learner: Learner, task: Task) -> None:
