@@ -13,6 +13,7 @@ import warnings
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas
@@ -63,6 +64,16 @@ def test_digits_are_divided_by_class() -> None:
     shares = torch.bincount(digits.test.targets) / torch.bincount(digits.train.targets)
     assert bool(((shares - 0.25).abs() < 0.02).all())
     assert load("digits").fingerprint == digits.fingerprint
+
+
+@pytest.mark.parametrize("setting", [{"image_size": 4}, {"target": "digit"}])
+def test_settings_that_mean_nothing_here_are_refused(setting: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"{next(iter(setting))} .* digits"):
+        load("digits", **setting)
+    if "image_size" in setting:
+        (tmp_path / "table.csv").write_text("a,label\n1,0\n2,1\n3,0\n4,1\n")
+        with pytest.raises(InputError, match=r"image_size .*table\.csv"):
+            load(str(tmp_path / "table.csv"), **setting)
 
 
 def test_folders_of_pictures(tmp_path: Path) -> None:
@@ -417,7 +428,7 @@ def test_changed_pictures_are_decoded_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["json", "safetensors"])
-@pytest.mark.parametrize("content", [b"", b"rubbish", b"{}"])
+@pytest.mark.parametrize("content", [b"", b"rubbish", b"{}", b"3", b'{"format": 0}', b'{"format": 1, "bytes": 0}'])
 def test_a_damaged_cache_costs_one_warning(ending: str, content: bytes, tmp_path: Path) -> None:
     first = disk.cached("key", made)
     (tmp_path / "cache" / "data" / f"key.{ending}").write_bytes(content)

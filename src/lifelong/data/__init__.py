@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from importlib.metadata import version
 from pathlib import Path
 
 from lifelong.data import cache as disk
@@ -37,11 +38,16 @@ def load(data: str, *, target: str | None = None, image_size: int | None = None)
         InputError: nothing of that name, neither here nor on the hub, or data that is not what it should be.
     """
     if data == "digits":
-        return digits()
+        for name, value in (("target", target), ("image_size", image_size)):
+            if value is not None:
+                raise InputError(f"{name} = {value!r} means nothing for the built-in digits: leave it out")
+        return disk.cached(_key(f"digits scikit-learn {version('scikit-learn')}"), digits)
     how = f" target={target} image_size={image_size}"
     path = Path(data)
     found = tables.files(path)
     if found is not None and not (path.is_dir() and hub.is_layout(path)):
+        if image_size is not None:
+            raise InputError(f"image_size = {image_size} means nothing for {path}: a table holds no pictures")
         return tables.read(found, path.stem, target)
     if not path.exists():
         local = hub.local_copy(data)

@@ -56,15 +56,17 @@ def _read(path: Path) -> Dataset | None:
         return None
     try:
         about = json.loads(path.with_suffix(".json").read_text())
+        if about["format"] != _FORMAT:
+            raise ValueError(f"format {about['format']} instead of {_FORMAT}")
         if path.stat().st_size != about["bytes"]:
             raise ValueError(f"{path.stat().st_size} bytes instead of {about['bytes']}")
         tensors = load_file(path)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        warnings.warn(f"cached data {path} is damaged ({error}): it is decoded again", stacklevel=3)
+        train, test = (Samples(tensors[f"{part}.inputs"], tensors[f"{part}.targets"]) for part in ("train", "test"))
+        return Dataset(about["name"], train, test, tuple(about["classes"]), about["fingerprint"])
+    except (OSError, TypeError, ValueError, KeyError, SafetensorError) as error:
+        warnings.warn(f"cached data {path} is damaged ({error!r}): it is decoded again", stacklevel=3)
         path.unlink(missing_ok=True)
         return None
-    train, test = (Samples(tensors[f"{part}.inputs"], tensors[f"{part}.targets"]) for part in ("train", "test"))
-    return Dataset(about["name"], train, test, tuple(about["classes"]), about["fingerprint"])
 
 
 def _write(path: Path, data: Dataset) -> None:
