@@ -19,7 +19,7 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 FisherKind = Literal["true", "sampled", "empirical", "batched"]
 
 # Gradients that are held at once while the mean answer's are summed over the data.
-_BYTES = 1 << 28
+_BYTES = 1 << 26
 
 
 def fisher(
@@ -206,7 +206,8 @@ def _gradients(outputs: Tensor, along: Tensor | None, live: Params) -> Params:
 def _mean_of(totals: Params, count: int, live: Params) -> Params:
     if count == 0:
         raise InputError("no samples to measure importance on: `batches` is empty")
-    return _narrowed(tree.scale(totals, 1 / count), live)
+    torch._foreach_mul_(list(totals.values()), 1 / count)
+    return _narrowed(totals, live)
 
 
 def _zeros(live: Params) -> Params:

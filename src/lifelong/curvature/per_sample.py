@@ -162,52 +162,36 @@ def _trusted(model: nn.Module, forward: Forward, live: Params, inputs: Tensor) -
     # Of its own and not the caller's directions, which may draw labels. Unequal, as some outputs sum to a constant.
     ramp = torch.linspace(0.5, 1.5, outputs.shape[1:].numel(), dtype=outputs.dtype, device=outputs.device)
     direction = torch.where(torch.isfinite(outputs), ramp.view(outputs.shape[1:]), 0.0).detach()
-    names = list(live)
-    # Sample by sample: a layer whose first dimension is another one of the same length has the right sum all the same.
-    true = [
-        torch.autograd.grad(row, [live[n] for n in names], along, retain_graph=True, allow_unused=True)
-        for row, along in zip(outputs, direction, strict=True)
-    ]
-    found = _by_rule(uses, live, calls, _output_gradients(outputs, direction, calls), len(inputs))
+    gradients = _output_gradients(outputs, direction, calls)
     tolerance = max(_tolerance(outputs.dtype), *(_tolerance(each.dtype) for each in live.values()))
-    return {
-        name: uses[name]
-        for name, gradients in zip(names, zip(*true, strict=True), strict=True)
-        if name in uses and all(_close(f, g, tolerance) for f, g in zip(found[name], gradients, strict=True))
-    }
+    # Sample by sample: a layer whose first dimension is another one of the same length has the right sum all the same.
+    for sample, (row, along) in enumerate(zip(outputs, direction, strict=True)):
+        one = slice(sample, sample + 1)
+        met = [
+            (call.layer, call.inputs[one], g[one]) for call, g in zip(calls, gradients, strict=True) if g is not None
+        ]
+        true = torch.autograd.grad(row, list(live.values()), along, retain_graph=True, allow_unused=True)
+        by_name = dict(zip(live, true, strict=True))
+        uses = {name: found for name, found in uses.items() if _holds(found, met, by_name[name], tolerance)}
+    return uses
 
 
 @torch.no_grad()
-def _by_rule(
-    uses: dict[str, list[Use]], live: Params, calls: list[Call], gradients: list[Tensor | None], samples: int
-) -> Params:
-    """The per-sample gradients `[samples, *shape]` of each parameter by rules, summed over its uses."""
-    sums = {
-        name: torch.zeros(samples, *live[name].shape, dtype=tree.wide(live[name]), device=live[name].device)
-        for name in uses
-    }
-    owned: dict[nn.Module, list[tuple[str, str]]] = {}
-    for name, found in uses.items():
-        for use in found:
-            owned.setdefault(use.layer, []).append((name, use.name))
-    for call, gradient in zip(calls, gradients, strict=True):
-        if gradient is not None:
-            each = rules.gradients(call.layer, call.inputs, gradient)
-            for name, own in owned.get(call.layer, ()):
-                sums[name] += each[own]
-    return sums
+def _holds(uses: list[Use], met: list[tuple[nn.Module, Tensor, Tensor]], true: Tensor | None, tolerance: float) -> bool:
+    """Whether the rules give the gradient `true` of a parameter of one sample, summed over its uses."""
+    found = [
+        rules.gradients(layer, a, g)[use.name].squeeze(0) for use in uses for layer, a, g in met if layer is use.layer
+    ]
+    total = torch.stack(found).sum(0) if len(found) > 1 else found[0] if found else None
+    if true is None or total is None:
+        return not any(each is not None and bool(each.any()) for each in (true, total))
+    scale = float(true.abs().max()) + torch.finfo(true.dtype).tiny
+    return bool(float((total - true).abs().max()) <= tolerance * scale)
 
 
 def _tolerance(dtype: torch.dtype) -> float:
     # 1e-10 in float64 and 6e-4 in float32, as rounding accumulates; in bfloat16 the same power would let all pass.
     return min(100 * math.pow(torch.finfo(dtype).eps, 0.75), 0.05)
-
-
-def _close(found: Tensor, true: Tensor | None, tolerance: float) -> bool:
-    if true is None:
-        return not bool(found.any())
-    scale = float(true.abs().max()) + torch.finfo(true.dtype).tiny
-    return bool(float((found - true).abs().max()) <= tolerance * scale)
 
 
 def _uses(model: nn.Module, live: Params) -> dict[str, list[Use]]:

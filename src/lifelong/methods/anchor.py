@@ -28,17 +28,29 @@ class Anchor:
 
     def add(self, importance: Params, theta: Params) -> None:
         """Add the quadratic of `importance` around `theta`; names that are new are taken in, others' stay."""
+        known = [name for name in importance if name in self.weight]
         with torch.no_grad():
-            for name, weight in importance.items():
-                point = theta[name].detach()
-                if name not in self.weight:
-                    self.weight[name], self.centre[name] = weight.clone(), point.clone()
-                    continue
-                total = self.weight[name] + weight
+            for weight, centre, new, point in tree.blocks(known, self.weight, self.centre, importance, theta):
+                torch._foreach_add_(weight, new)
                 # Where nothing weighs, the centre is irrelevant: the share is 0 and no 0/0 arises.
-                share = torch.where(total > 0, weight / total, 0.0)
-                self.centre[name].lerp_(point, share)
-                self.weight[name] = total
+                share = [torch.where(total > 0, part / total, 0.0) for part, total in zip(new, weight, strict=True)]
+                torch._foreach_lerp_(centre, point, share)
+        fresh = {name: weight.clone() for name, weight in importance.items() if name not in self.weight}
+        self.recentre(fresh, theta)
+
+    def follow(self, importance: Params, theta: Params, keep: float = 1.0, share: float = 1.0) -> None:
+        """Make the weight `A <- keep * A + share * importance`, around the newest `theta`.
+
+        Parameters that `importance` lacks keep their centre.
+        """
+        for weight in self.weight.values():
+            weight.mul_(keep)
+        for name, new in importance.items():
+            if name in self.weight:
+                self.weight[name].add_(new, alpha=share)
+            else:
+                self.weight[name] = new * share
+        self.recentre({name: self.weight[name] for name in importance}, theta)
 
     def recentre(self, weight: Params, theta: Params) -> None:
         """Make the quadratic that of `weight`, which is kept and not copied, around a copy of `theta`.
@@ -46,7 +58,11 @@ class Anchor:
         Parameters that `weight` lacks keep theirs.
         """
         self.weight.update(weight)
-        self.centre.update(tree.snapshot({name: theta[name] for name in weight}))
+        for name in weight:
+            if name in self.centre:
+                self.centre[name].copy_(theta[name].detach())
+            else:
+                self.centre[name] = theta[name].detach().clone()
 
     def pull(self, params: Params, strength: float) -> None:
         """Add the penalty's gradient, `strength * A (theta - c)`, to those of `params`, in place.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from lifelong import curvature, randomness, tree
+from lifelong import curvature, randomness
 from lifelong.learner import Learner
 from lifelong.methods import samples
 from lifelong.methods.anchor import Anchor
@@ -51,8 +51,6 @@ class EWC(Method):
             generator=generator,
         )
         if self.online:
-            decayed = tree.scale(self.anchor.weight, self.decay) if self.anchor.weight else {}
-            total = {name: decayed[name] + new if name in decayed else new for name, new in fisher.items()}
-            self.anchor.recentre({**decayed, **total}, {**self.anchor.centre, **learner.params})
+            self.anchor.follow(fisher, learner.params, keep=self.decay)
         else:
             self.anchor.add(fisher, learner.params)

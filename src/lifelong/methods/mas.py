@@ -35,6 +35,4 @@ class MAS(Method):
     def after_task(self, learner: Learner, task: Task) -> None:
         batches = samples.of_task(learner, task, self.samples)
         omega = curvature.mas(learner.model, lambda inputs: learner.model(inputs, task.index), batches)
-        old = self.anchor.weight
-        total = {name: old[name] + new if name in old else new for name, new in omega.items()}
-        self.anchor.recentre(total, learner.params)
+        self.anchor.follow(omega, learner.params)

@@ -69,11 +69,11 @@ class RWalk(Method):
     def after_task(self, learner: Learner, task: Task) -> None:
         if self.steps % self.interval:
             self._update(learner.params, self.steps % self.interval)
+        self.path, self.squares, self.mark = Path(), {}, {}
         for name in self.score.keys() & self.anchor.weight.keys():
             self.score[name].div_(2)  # it was added to on top of the older tasks' score, and their mean is wanted
         fisher, score = _unit(self.fisher), _unit(self.score)
         self.anchor.recentre(tree.add(fisher, score), learner.params)
-        self.path, self.squares, self.mark = Path(), {}, {}
 
     @torch.no_grad()
     def _update(self, params: Params, steps: int) -> None:

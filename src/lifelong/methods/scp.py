@@ -51,6 +51,4 @@ class SCP(Method):
         keep, share = (1.0, 1.0) if self.decay is None or not self.anchor.weight else (self.decay, 1 - self.decay)
         if self.normalize_by_n:
             share /= len(batches)
-        old = self.anchor.weight
-        total = {name: keep * old[name] + share * new if name in old else share * new for name, new in gamma.items()}
-        self.anchor.recentre(total, learner.params)
+        self.anchor.follow(gamma, learner.params, keep, share)

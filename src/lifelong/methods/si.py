@@ -89,9 +89,13 @@ class SI(Method):
 
     def after_task(self, learner: Learner, task: Task) -> None:
         self.path.settle(learner.params, self.anchor.centre)
+        trees = (self.anchor.weight, self.path.integral, learner.params, self.anchor.centre)
         with torch.no_grad():
-            for name, integral in self.path.integral.items():
-                moved = learner.params[name] - self.anchor.centre[name]
-                self.anchor.weight[name].add_(integral.relu() / (moved.square() + self.xi))
+            for weight, integral, theta, centre in tree.blocks(self.path.integral, *trees):
+                moved = torch._foreach_sub(theta, centre)
+                torch._foreach_mul_(moved, moved)
+                torch._foreach_add_(moved, self.xi)
+                torch._foreach_clamp_min_(integral, 0)
+                torch._foreach_addcdiv_(weight, integral, moved)
         self.anchor.recentre({name: self.anchor.weight[name] for name in self.path.integral}, learner.params)
         self.path = Path()

@@ -133,6 +133,8 @@ def train(learner: Learner, method: Method, stream: Stream, schedule: Schedule) 
         if data is not None and not learner.clock.stop_task:
             yield from _steps(learner, method, task, data, schedule, steps)
         yield StepsDone(task)
+        # Consolidation has gradients of its own and needs the room.
+        learner.optimizer.zero_grad(set_to_none=True)
         method.after_task(learner, task)
         learner.clock.task, learner.clock.step, learner.clock.stop_task = task.index + 1, 0, False
         yield TaskDone(task)
