@@ -221,7 +221,8 @@ def _evaluation(hidden: tuple[int, ...], data: Dataset, chunks: int) -> float:
 def _copies(method: str, tasks: int) -> float:
     """What `method` adds to the peak of resident memory of naive training on `tasks` tasks, in copies of parameters.
 
-    Each side runs in a process of its own. The network is wide, so that its parameters outweigh all else that moves.
+    Each side runs in a process of its own. The network is the usual one, four times as wide, so that its parameters
+    outweigh all else that moves.
     """
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
         (naive, _), (peak, size) = (pool.submit(_peak, each, tasks).result() for each in ("naive", method))
@@ -230,7 +231,7 @@ def _copies(method: str, tasks: int) -> float:
 
 def _peak(method: str, tasks: int) -> tuple[int, int]:
     """Bytes of resident memory at most, and of the parameters, over `tasks` tasks of four steps each."""
-    made = _recipe(method, (4096, 4096))
+    made = _recipe(method, (4096, 2048, 1024))
     stream = _stream(_data(), set(), tasks)
     learner, running = build.learner(made, stream), build.method(made)
     for event in train(learner, running, stream, build.schedule(made)):

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from lifelong import tree
 from lifelong.curvature.fallback import Forward
-from lifelong.curvature.per_sample import Cotangents, evaluating, per_sample_moments
+from lifelong.curvature.per_sample import Cotangents, evaluating, per_sample_moments, wide_zeros
 from lifelong.errors import InputError, unknown
 from lifelong.tree import Params
 
@@ -126,7 +126,7 @@ def scp(
     if slices is not None and slices < 1:
         raise InputError(f"slices is at least 1, or None for the exact expectation, not {slices}")
     live = tree.parameters(model)
-    gamma = _zeros(live)
+    gamma = wide_zeros(live)
     first = next(iter(batches), None)
     if first is None:
         raise InputError("no samples to measure importance on: `batches` is empty")
@@ -136,10 +136,14 @@ def scp(
     at_once = max(1, _BYTES // max(1, 4 * tree.size(live)))
     with evaluating(model), torch.enable_grad():
         for some in directions.split(at_once):
-            for gradient in _gradients_of_mean(forward, live, batches, some, samples):
-                for name, value in gradient.items():
-                    gamma[name] += value.square() / len(directions)
+            _add_squares(gamma, _gradients_of_mean(forward, live, batches, some, samples), 1 / len(directions))
     return _narrowed(gamma, live)
+
+
+def _add_squares(totals: Params, gradients: list[Params], share: float) -> None:
+    for gradient in gradients:
+        for name, value in gradient.items():
+            totals[name].addcmul_(value, value, value=share)
 
 
 def _directions(outputs: int, slices: int | None, generator: torch.Generator | None) -> Tensor:
@@ -153,7 +157,7 @@ def _directions(outputs: int, slices: int | None, generator: torch.Generator | N
 def _gradients_of_mean(
     forward: Forward, live: Params, batches: Batches, directions: Tensor, samples: int
 ) -> list[Params]:
-    sums, count = [_zeros(live) for _ in directions], 0
+    sums, count = [wide_zeros(live) for _ in directions], 0
     for inputs, _ in batches:
         count += len(inputs)
         outputs = forward(inputs)
@@ -184,7 +188,7 @@ def _mean(model: nn.Module, forward: Forward, batches: Batches, cotangents: Cota
 
 def _batched(model: nn.Module, forward: Forward, batches: Batches) -> Params:
     live = tree.parameters(model)
-    totals, count = _zeros(live), 0
+    totals, count = wide_zeros(live), 0
     with evaluating(model), torch.enable_grad():
         for inputs, targets in batches:
             logits = forward(inputs)
@@ -208,11 +212,6 @@ def _mean_of(totals: Params, count: int, live: Params) -> Params:
         raise InputError("no samples to measure importance on: `batches` is empty")
     torch._foreach_mul_(list(totals.values()), 1 / count)
     return _narrowed(totals, live)
-
-
-def _zeros(live: Params) -> Params:
-    """Sums to be, in at least float32."""
-    return {name: torch.zeros_like(each, dtype=tree.wide(each), requires_grad=False) for name, each in live.items()}
 
 
 def _narrowed(values: Params, live: Params) -> Params:

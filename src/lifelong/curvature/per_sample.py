@@ -70,7 +70,7 @@ def per_sample_moments(
     if power not in (1, 2):
         raise InputError(f"power is 1 or 2, not {power!r}")
     live = tree.parameters(model)
-    totals = {name: torch.zeros_like(each, dtype=tree.wide(each)) for name, each in live.items()}
+    totals: Params = {}
     ruled: dict[str, list[Use]] = {}
     checked = False
     with evaluating(model), torch.enable_grad():
@@ -78,6 +78,8 @@ def per_sample_moments(
             if not checked and len(inputs) > 1:
                 # With one sample alone, a layer that sees another order of dimensions cannot be told.
                 ruled, checked = _trusted(model, forward, live, inputs[:2]), True
+            # Not before the check, which needs the room.
+            totals = totals or wide_zeros(live)
             with _recorded({use.layer for uses in ruled.values() for use in uses}) as calls:
                 outputs = forward(inputs)
             ruled = _still_batched(ruled, calls, len(inputs))
@@ -86,7 +88,12 @@ def per_sample_moments(
             rest = [name for name in live if name not in ruled]
             if rest:
                 fallback.add_moments(model, forward, rest, totals, inputs, directions, power)
-    return totals
+    return totals or wide_zeros(live)
+
+
+def wide_zeros(live: Params) -> Params:
+    """Return zeros for sums over samples, of the shapes of `live`, in at least float32."""
+    return {name: torch.zeros_like(each, dtype=tree.wide(each), requires_grad=False) for name, each in live.items()}
 
 
 def _still_batched(ruled: dict[str, list[Use]], calls: list[Call], samples: int) -> dict[str, list[Use]]:
@@ -185,8 +192,8 @@ def _holds(uses: list[Use], met: list[tuple[nn.Module, Tensor, Tensor]], true: T
     total = torch.stack(found).sum(0) if len(found) > 1 else found[0] if found else None
     if true is None or total is None:
         return not any(each is not None and bool(each.any()) for each in (true, total))
-    scale = float(true.abs().max()) + torch.finfo(true.dtype).tiny
-    return bool(float((total - true).abs().max()) <= tolerance * scale)
+    scale = float(torch.linalg.vector_norm(true, math.inf)) + torch.finfo(true.dtype).tiny
+    return float(torch.linalg.vector_norm(total - true, math.inf)) <= tolerance * scale
 
 
 def _tolerance(dtype: torch.dtype) -> float:
