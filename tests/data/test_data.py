@@ -382,7 +382,7 @@ def test_without_a_network_the_answer_comes_soon_and_in_one_line(tmp_path: Path)
     words = ["run", "--data", "nobody/nothing", "--out", str(tmp_path / "out")]
     begun = time.monotonic()
     ended = subprocess.run(
-        [sys.executable, "-c", "from lifelong.cli import entry; entry()", *words],
+        [sys.executable, "-m", "lifelong", *words],
         capture_output=True,
         env=surroundings,
         text=True,

@@ -124,7 +124,7 @@ def test_interrupted_says_how_to_go_on_and_goes_on_to_the_same_bits(tmp_path: Pa
     words = ["--method", "ewc"]
     assert main(["run", *SETTINGS, *words, "--out", str(tmp_path / "whole")]) == 0
     broken = tmp_path / "broken"
-    line = [sys.executable, "-c", "from lifelong.cli import entry; entry()", "run", *SETTINGS, *words]
+    line = [sys.executable, "-m", "lifelong", "run", *SETTINGS, *words]
     process = subprocess.Popen([*line, "--out", str(broken)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         wait_for(broken, 60, lambda: process.poll() is None)
