@@ -113,7 +113,8 @@ def test_a_full_disk_gets_one_line_and_leaves_nothing_half_written(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(checkpoint.os, "fsync", full)
-    assert "No space left" in refused(capsys, "run", *QUICK, "--out", str(tmp_path / "out"))
+    said = refused(capsys, "run", *QUICK, "--out", str(tmp_path / "out"))
+    assert f"No space left on device: {tmp_path / 'out'}" in said
     assert not [each for each in (tmp_path / "out").rglob("*") if each.is_file() and each.suffix != ".lock"]
 
 
@@ -389,7 +390,8 @@ def test_a_disk_that_fills_up_in_the_middle_keeps_what_is_done(
     capsys.readouterr()
     with monkeypatch.context() as patched:
         patched.setattr(checkpoint.os, "fsync", full)
-        assert "No space left" in refused(capsys, "run", *QUICK, "--out", str(tmp_path / "out"))
+        said = refused(capsys, "run", *QUICK, "--out", str(tmp_path / "out"))
+    assert f"No space left on device: {tmp_path / 'out'}" in said
     assert [each.name for each in (tmp_path / "out" / "checkpoints").iterdir()] == ["0000000002"]
     assert main(["run", *QUICK, "--out", str(tmp_path / "out"), "--resume"]) == 0
     weights = [(tmp_path / each / "model.safetensors").read_bytes() for each in ("whole", "out")]
