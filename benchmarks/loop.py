@@ -10,6 +10,7 @@ and memory. `--small` measures a network of 784-100-10 units, where Python shows
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import multiprocessing
 import statistics
@@ -224,9 +225,14 @@ def _copies(method: str, tasks: int) -> float:
     Each side runs in a process of its own. The network is the usual one, four times as wide, so that its parameters
     outweigh all else that moves.
     """
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
-        (naive, _), (peak, size) = (pool.submit(_peak, each, tasks).result() for each in ("naive", method))
+    (naive, _), (peak, size) = _measured("naive", tasks), _measured(method, tasks)
     return (peak - naive) / size
+
+
+@functools.cache
+def _measured(method: str, tasks: int) -> tuple[int, int]:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_peak, method, tasks).result()
 
 
 def _peak(method: str, tasks: int) -> tuple[int, int]:

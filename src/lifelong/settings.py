@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from lifelong.errors import InputError, closest
 
@@ -57,10 +57,15 @@ def build(kind: type[T], values: Mapping[str, Any], where: str) -> T:
     return kind(**_checked(kind, values, where))
 
 
-def _is_one_of_many(hint: Any, value: Any) -> bool:
-    """Whether a single number stands for a tuple of one, as in `--model.hidden 400`."""
+def _as_meant(hint: Any, value: Any) -> Any:
+    """Return `value` as its author meant it: `hidden: 400` is a tuple of one, and `fisher: true` a word."""
     kinds = (hint, *get_args(hint))
-    return isinstance(value, int | float) and any(get_origin(kind) is tuple for kind in kinds)
+    if isinstance(value, bool):
+        word = str(value).lower()
+        return word if any(get_origin(kind) is Literal and word in get_args(kind) for kind in kinds) else value
+    if isinstance(value, int | float) and any(get_origin(kind) is tuple for kind in kinds):
+        return (value,)
+    return value
 
 
 def _checked(kind: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -77,7 +82,7 @@ def _checked(kind: type, values: Mapping[str, Any], where: str) -> dict[str, Any
         __config__=pydantic.ConfigDict(allow_inf_nan=False, protected_namespaces=()),
         **declared,
     )
-    given = {name: (value,) if _is_one_of_many(hints[name], value) else value for name, value in values.items()}
+    given = {name: _as_meant(hints[name], value) for name, value in values.items()}
     try:
         checked = model(**given)
     except pydantic.ValidationError as error:

@@ -187,6 +187,12 @@ def test_options_override_the_recipe(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert (result["settings"]["strength"], result["recipe"]["epochs"]) == (3.0, 1)
 
 
+def test_words_that_yaml_takes_for_truth_values_stay_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "recipe.yaml").write_text("method: {name: ewc, fisher: true}\n")
+    assert main(["run", str(tmp_path / "recipe.yaml"), *QUICK, "--out", str(tmp_path / "out"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["settings"]["fisher"] == "true"
+
+
 def test_tune_picks_the_best_on_validation_samples(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tune", *QUICK, "--epochs", "5", "--grid", "lr=1e-7,1e-2", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
