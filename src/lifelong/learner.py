@@ -21,11 +21,22 @@ MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 @dataclass
 class Clock:
-    """Where training stands: the task, the step within it, and all steps so far."""
+    """Where training stands.
+
+    Args:
+        task: index of the task at hand.
+        step: steps of it that are done.
+        total_steps: steps of all tasks that are done.
+        epoch: whole passes over its training data that are done.
+        steps: steps that are planned for it.
+        stop_task: no further step of it is wanted.
+    """
 
     task: int = 0
     step: int = 0
     total_steps: int = 0
+    epoch: int = 0
+    steps: int = 0
     stop_task: bool = False
 
 
@@ -37,13 +48,22 @@ class Batch:
         inputs: `[batch, ...]` as the network takes them.
         targets: `[batch]` int64, in the numbering of the head.
         task: index of the task, or `[batch]` int64 where samples differ in it.
+        raw: `[new, ...]`, the task's own inputs as the data set stores them (uint8 for images), arranged.
+        scaled: makes inputs for the network of such raw ones.
         features: `[batch, width]`, what the trunk made of the inputs; filled in by the forward pass.
     """
 
     inputs: Tensor
     targets: Tensor
     task: int | Tensor
+    raw: Tensor = field(default_factory=lambda: torch.empty(0))
+    scaled: Callable[[Tensor], Tensor] = lambda inputs: inputs
     features: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    @property
+    def new(self) -> int:
+        """The number of samples, the first ones, that are the task's own; methods add theirs behind."""
+        return len(self.raw)
 
 
 @dataclass

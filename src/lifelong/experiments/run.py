@@ -310,8 +310,9 @@ def _save(running: Run, started: float, paused: float | None) -> float:
 
 def _restore(running: Run, saved: Any, tensors: dict[str, Tensor]) -> None:
     learner = running.learner
-    state.load_learner(learner, running.stream, saved["learner"], tensors, running.recipe.keep_optimizer)
     state.restore(running.method, saved["method"], "method", tensors, learner.device)
+    keep = running.recipe.keep_optimizer
+    state.load_learner(learner, running.method, running.stream, saved["learner"], tensors, keep)
     if running.stopping is not None:
         state.restore(running.stopping, saved["stopping"], "stopping", tensors, learner.device)
     state.restore(running.tally, saved["tally"], "tally", tensors, learner.device)

@@ -9,12 +9,15 @@ from torch import Tensor
 
 from lifelong.learner import Batch, Learner
 from lifelong.methods.method import Method
-from lifelong.streams.task import Task
+from lifelong.streams.task import Split, Task
+from lifelong.tree import Params
 
 
 @dataclass
 class Chain(Method):
-    """Methods in a row: batches and losses pass through all of them; the first whose `logits` is its own answers.
+    """Methods in a row: batches and losses pass through all of them.
+
+    What only one can say (`data`, `forward`, `logits`) the first says whose hook is its own.
 
     Args:
         methods: at least one.
@@ -26,17 +29,26 @@ class Chain(Method):
         for method in self.methods.values():
             method.setup(learner)
 
-    def data(self, learner: Learner, tasks: Sequence[Task]) -> Sequence[Task]:
-        return max((method.data(learner, tasks) for method in self.methods.values()), key=len)
-
     def before_task(self, learner: Learner, task: Task) -> None:
         for method in self.methods.values():
             method.before_task(learner, task)
+
+    def trainable(self, learner: Learner) -> Params:
+        found: Params = {}
+        for method in self.methods.values():
+            found.update(method.trainable(learner))
+        return found
+
+    def data(self, learner: Learner, tasks: Sequence[Task]) -> Split | None:
+        return self._first("data").data(learner, tasks)
 
     def batch(self, learner: Learner, batch: Batch) -> Batch:
         for method in self.methods.values():
             batch = method.batch(learner, batch)
         return batch
+
+    def forward(self, learner: Learner, batch: Batch) -> Tensor:
+        return self._first("forward").forward(learner, batch)
 
     def loss(self, learner: Learner, batch: Batch, logits: Tensor, loss: Tensor) -> Tensor:
         for method in self.methods.values():
@@ -60,5 +72,10 @@ class Chain(Method):
             method.after_task(learner, task)
 
     def logits(self, learner: Learner, inputs: Tensor, task: int) -> Tensor:
-        own = [method for method in self.methods.values() if type(method).logits is not Method.logits]
-        return own[0].logits(learner, inputs, task) if own else super().logits(learner, inputs, task)
+        return self._first("logits").logits(learner, inputs, task)
+
+    def _first(self, hook: str) -> Method:
+        """Return the first method that has a `hook` of its own, or one that does what all do by default."""
+        methods = list(self.methods.values())
+        own = [each for each in methods if getattr(type(each), hook) is not getattr(Method, hook)]
+        return (own or methods)[0]

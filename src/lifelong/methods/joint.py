@@ -10,7 +10,7 @@ from lifelong import tree
 from lifelong.learner import Learner
 from lifelong.methods.method import Method, state
 from lifelong.settings import setting
-from lifelong.streams.task import Task
+from lifelong.streams.task import Split, Task, joined
 from lifelong.tree import Params
 
 
@@ -26,8 +26,12 @@ class Joint(Method):
     restart: bool = setting(True, "each stage starts from the initial weights; false goes on from the last stage's")
     start: Params = state(dict)
 
-    def data(self, learner: Learner, tasks: Sequence[Task]) -> Sequence[Task]:
-        return tasks if not self.only_last or len(tasks) == learner.planned_tasks else tasks[:0]
+    def data(self, learner: Learner, tasks: Sequence[Task]) -> Split | None:
+        if self.only_last and len(tasks) != learner.planned_tasks:
+            return None
+        if len(tasks) == 1:
+            return super().data(learner, tasks)
+        return joined([(task.index, task.train) for task in tasks], learner.device)
 
     def before_task(self, learner: Learner, task: Task) -> None:
         """Go back to the initial weights; layers that a task brought start as they were when it came."""

@@ -9,8 +9,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from lifelong import tree
 from lifelong.learner import Batch, Learner
-from lifelong.streams.task import Scenario, Task
+from lifelong.streams.task import Scenario, Split, Task
+from lifelong.tree import Params
 
 ALL_SCENARIOS = (Scenario.TASK, Scenario.DOMAIN, Scenario.CLASS)
 
@@ -30,28 +32,51 @@ class Method:
     """A continual-learning method; every hook does nothing by default.
 
     Fields that the constructor takes are settings (`lifelong.settings.setting`); all others are state (`state`) or
-    `transient`. Within a step the hooks run in the order `batch`, `loss`, `after_backward`, `before_step`,
+    `transient`. Within a step the hooks run in the order `batch`, `forward`, `loss`, `after_backward`, `before_step`,
     `after_step`. Gradients seen by `after_backward` are those of the loss alone, in whatever order methods are
     chained, because they are changed only in `before_step`.
+
+    The class variables are what users choose by, and what the stream is checked against before anything is run:
+    `scenarios` that it can do, whether it needs task boundaries to learn (`boundaries`) and the task of a sample to
+    answer (`needs_task_id`), keeps raw samples of old tasks (`keeps_samples`), gets larger with the number of tasks
+    (`grows`), and is made for seeing each sample once (`single_pass`).
     """
 
     family: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     scenarios: ClassVar[tuple[Scenario, ...]] = ALL_SCENARIOS
+    boundaries: ClassVar[bool] = True
+    needs_task_id: ClassVar[bool] = False
+    keeps_samples: ClassVar[bool] = False
+    grows: ClassVar[bool] = False
+    single_pass: ClassVar[bool] = False
 
     def setup(self, learner: Learner) -> None:
         """Prepare before the first task."""
 
-    def data(self, learner: Learner, tasks: Sequence[Task]) -> Sequence[Task]:
-        """Return the tasks, of those met so far, whose training samples this stage runs over: the newest."""
-        return tasks[-1:]
-
     def before_task(self, learner: Learner, task: Task) -> None:
         """Prepare for `task`; its head exists, no step has been made, and the optimiser is made afterwards."""
+
+    def trainable(self, learner: Learner) -> Params:
+        """Return the live tensors that the optimiser trains; asked after `before_task`, and where a run is resumed.
+
+        Those that are not the network's own are state of the method and need a prefix of theirs.
+        """
+        return tree.parameters(learner.model)
+
+    def data(self, learner: Learner, tasks: Sequence[Task]) -> Split | None:
+        """Return the `ready` training samples that this stage runs over, or None; `tasks` are those met so far."""
+        return tasks[-1].train.ready(learner.device)
 
     def batch(self, learner: Learner, batch: Batch) -> Batch:
         """Return the batch to learn from, for instance with samples of a buffer added."""
         return batch
+
+    def forward(self, learner: Learner, batch: Batch) -> Tensor:
+        """Return the logits `[batch, outputs]` to learn from, and leave the features in `batch`."""
+        batch.features = learner.model.features(batch.inputs)
+        logits: Tensor = learner.model.head(batch.features, batch.task)
+        return logits
 
     def loss(self, learner: Learner, batch: Batch, logits: Tensor, loss: Tensor) -> Tensor:
         """Return the loss to descend, given the loss so far (mean cross-entropy at first), both 0-d."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -15,7 +15,7 @@ from lifelong import randomness
 from lifelong.errors import DivergedError
 from lifelong.learner import Batch, Learner, grow, renew_optimizer, train_mode
 from lifelong.methods.method import Method
-from lifelong.streams.task import Split, Stream, Task, joined
+from lifelong.streams.task import Split, Stream, Task
 
 # On an accelerator reading the loss waits for the queue of kernels, so it is looked at only so often.
 _LOOK_EVERY = 50
@@ -125,18 +125,19 @@ def train(learner: Learner, method: Method, stream: Stream, schedule: Schedule) 
         if learner.clock.step == 0:
             grow(learner, task)
             method.before_task(learner, task)
+            learner.params = method.trainable(learner)
             renew_optimizer(learner, schedule.keep_optimizer)
-        chosen = method.data(learner, stream.tasks[: task.index + 1])
-        data = _data(chosen, task, learner.device)
-        steps = schedule.total_steps(len(data)) if data is not None else 0
-        yield TaskStarted(task, steps, sum(len(each.train) for each in chosen if each is not task))
+        data = method.data(learner, stream.tasks[: task.index + 1])
+        learner.clock.steps = schedule.total_steps(len(data)) if data is not None else 0
+        yield TaskStarted(task, learner.clock.steps, _old_samples(data, task))
         if data is not None and not learner.clock.stop_task:
-            yield from _steps(learner, method, task, data, schedule, steps)
+            yield from _steps(learner, method, task, data, schedule)
         yield StepsDone(task)
         # Consolidation has gradients of its own and needs the room.
         learner.optimizer.zero_grad(set_to_none=True)
         method.after_task(learner, task)
-        learner.clock.task, learner.clock.step, learner.clock.stop_task = task.index + 1, 0, False
+        learner.clock.task, learner.clock.step, learner.clock.epoch = task.index + 1, 0, 0
+        learner.clock.stop_task = False
         yield TaskDone(task)
 
 
@@ -146,26 +147,21 @@ def batches_per_epoch(samples: int, batch_size: int) -> int:
     return whole + (1 if rest > 1 or (rest == 1 and whole == 0) else 0)
 
 
-def _data(chosen: Sequence[Task], task: Task, device: torch.device) -> Split | None:
-    if not chosen:
-        return None
-    if len(chosen) == 1 and chosen[0] is task:
-        return task.train.ready(device)
-    return joined([(each.index, each.train) for each in chosen], device)
+def _old_samples(data: Split | None, task: Task) -> int:
+    return 0 if data is None or data.tasks is None else int((data.tasks != task.index).sum())
 
 
-def _steps(
-    learner: Learner, method: Method, task: Task, data: Split, schedule: Schedule, steps: int
-) -> Iterator[Event]:
-    clock, device = learner.clock, learner.device
+def _steps(learner: Learner, method: Method, task: Task, data: Split, schedule: Schedule) -> Iterator[Event]:
+    clock, device, steps = learner.clock, learner.device, learner.clock.steps
     per_epoch = batches_per_epoch(len(data), schedule.batch_size)
     groups = learner.optimizer.param_groups
     for group in groups:
         # Kept in the optimiser's state: a run resumed in mid-schedule must know the rate that the factor belongs to.
         group.setdefault("initial_lr", group["lr"])
     while clock.step < steps and not clock.stop_task:
-        epoch, first = divmod(clock.step, per_epoch)
-        order = torch.randperm(len(data), generator=randomness.generator(learner.seed, "order", task.index, epoch))
+        clock.epoch, first = divmod(clock.step, per_epoch)
+        drawn = randomness.generator(learner.seed, "order", task.index, clock.epoch)
+        order = torch.randperm(len(data), generator=drawn)
         train_mode(learner.model)
         for indices in order.to(device).split(schedule.batch_size)[first:per_epoch]:
             if schedule.rate is not None:
@@ -176,18 +172,17 @@ def _steps(
             if clock.step == steps:
                 break
         if clock.step % per_epoch == 0:
-            yield EpochDone(task, epoch)
+            yield EpochDone(task, clock.epoch)
 
 
 def _step(
     learner: Learner, method: Method, task: Task, data: Split, indices: Tensor, clip: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    inputs, targets = data.batch(indices)
+    raw, targets = data.inputs.index_select(0, indices), data.targets.index_select(0, indices)
     where = task.index if data.tasks is None else data.tasks[indices]
-    batch = method.batch(learner, Batch(inputs, targets, where))
+    batch = method.batch(learner, Batch(data.scaled(raw), targets, where, raw, data.scaled))
     with learner.precision():
-        batch.features = learner.model.trunk(batch.inputs)
-        logits = learner.model.head(batch.features, batch.task)
+        logits = method.forward(learner, batch)
         loss = method.loss(learner, batch, logits, F.cross_entropy(logits, batch.targets))
     learner.optimizer.zero_grad(set_to_none=True)
     loss.backward()

@@ -96,10 +96,13 @@ def save_learner(learner: Learner, tensors: Tensors) -> dict[str, Any]:
     }
 
 
-def load_learner(learner: Learner, stream: Stream, saved: dict[str, Any], tensors: Tensors, keep: bool) -> None:
+def load_learner(
+    learner: Learner, method: Method, stream: Stream, saved: dict[str, Any], tensors: Tensors, keep: bool
+) -> None:
     """Bring a freshly built `learner` to where `save_learner` found it.
 
     Args:
+        method: restored already, as it says what is trained.
         keep: the optimiser goes on between tasks, so it got its parameters task by task.
 
     Raises:
@@ -111,6 +114,7 @@ def load_learner(learner: Learner, stream: Stream, saved: dict[str, Any], tensor
         learner.clock.task = index
         grow(learner, stream.tasks[index])
         if keep:
+            learner.params = method.trainable(learner)
             renew_optimizer(learner, keep)
     live = tree.weights(learner.model)
     stored = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
@@ -118,7 +122,7 @@ def load_learner(learner: Learner, stream: Stream, saved: dict[str, Any], tensor
     tree.copy_(live, {name: value.to(learner.device) for name, value in stored.items()})
     for name, parameter in learner.model.named_parameters():
         parameter.requires_grad_(name not in saved["frozen"])
-    learner.params = tree.parameters(learner.model)
+    learner.params = method.trainable(learner)
     learner.clock = type(learner.clock)(**clock)
     if not keep and learner.clock.step:
         learner.optimizer = learner.make_optimizer(learner.params.values())  # type: ignore[arg-type]
