@@ -286,7 +286,8 @@ def test_a_record_is_what_json_makes_of_it() -> None:
 
 @pytest.mark.parametrize("method", NAMES)
 def test_every_setting_of_a_method_reaches_it(method: str) -> None:
-    made = recipe(values(method, some_scenario(method), method_settings=strengths(method, 0.25) if has_strength(method) else {}))
+    chosen = strengths(method, 0.25) if has_strength(method) else {}
+    made = recipe(values(method, some_scenario(method), method_settings=chosen))
     built = build.method(recipe(record(made)))
     parts = built.methods.values() if "+" in method else [built]
     for part in parts:
