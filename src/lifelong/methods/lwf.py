@@ -25,8 +25,9 @@ class LwF(Method):
     """Hold the answers on the *new* inputs to those of the network before the task.
 
     `loss = r * CE + (1 - r) * T^2 * KL(p_old^(1/T) || p^(1/T))`, averaged over the heads of old tasks where each has
-    its own, over the old classes only where the head grows (Li & Hoiem 2016, 1606.09282, eq. 3; the T^2 of Hinton et
-    al. 2015 keeps the gradients' size). By default r = 1/t at the t-th task.
+    its own (Li & Hoiem 2016, 1606.09282, eq. 3; the T^2 of Hinton et al. 2015 keeps the gradients' size). By default
+    r = 1/t at the t-th task. In the class-incremental scenario the old network gives its old classes all the mass and
+    the new ones none, as van de Ven & Tolias 2019 (1904.07734) have it, so that new classes do not outshout old ones.
     """
 
     family: ClassVar[str] = "distillation"
@@ -61,14 +62,15 @@ class LwF(Method):
             pairs = [(head(batch.features, k), teacher.head(features, k)) for k in range(len(self.outputs) - 1)]
         else:
             old = sum(self.outputs[:-1]) if learner.scenario is Scenario.CLASS else logits.shape[1]
-            pairs = [(logits[:, :old], teacher.head(features, batch.task)[:, :old])]
+            pairs = [(logits, teacher.head(features, batch.task)[:, :old])]
         terms = [self._divergence(student, target.detach()) for student, target in pairs]
         return torch.stack(terms).mean()
 
     def _divergence(self, student: Tensor, target: Tensor) -> Tensor:
-        """Mean over the batch of `T^2 * KL(target || student)` for logits `[batch, outputs]`."""
+        """Mean over the batch of `T^2 * KL(target || student)` for logits `[batch, outputs]`, fewer in the target."""
         warm, cold = F.log_softmax(student / self.temperature, 1), F.log_softmax(target / self.temperature, 1)
-        return F.kl_div(warm, cold, log_target=True, reduction="batchmean") * self.temperature**2
+        present = warm[:, : cold.shape[1]]
+        return F.kl_div(present, cold, log_target=True, reduction="batchmean") * self.temperature**2
 
     def _teacher(self, learner: Learner) -> Network:
         if self.network is None:
