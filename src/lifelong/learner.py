@@ -78,6 +78,7 @@ class Learner:
         device: where model and data live.
         autocast: the dtype of mixed precision, or None for the parameters' own.
         planned_tasks: length of the stream where it is known beforehand, or None.
+        planned_classes: the number of classes of each task, where that is known beforehand.
     """
 
     model: Network
@@ -87,6 +88,7 @@ class Learner:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     autocast: torch.dtype | None = None
     planned_tasks: int | None = None
+    planned_classes: tuple[int, ...] = ()
     clock: Clock = field(default_factory=Clock)
     params: Params = field(init=False, default_factory=dict)
     optimizer: Optimizer = field(init=False)

@@ -18,3 +18,8 @@ def derive(seed: int, *path: str | int) -> int:
 def generator(seed: int, *path: str | int) -> torch.Generator:
     """Return a CPU generator seeded by `derive(seed, *path)`; CPU, so that every device draws the same numbers."""
     return torch.Generator().manual_seed(derive(seed, *path))
+
+
+def numpy_generator(seed: int, *path: str | int) -> np.random.Generator:
+    """Return a NumPy generator seeded by `derive(seed, *path)`, for draws that are made one by one."""
+    return np.random.default_rng(derive(seed, *path))

@@ -11,7 +11,7 @@ from lifelong.data import Dataset, Samples, load
 from lifelong.errors import InputError
 from lifelong.experiments.recipe import Recipe
 from lifelong.learner import Learner
-from lifelong.methods import Method
+from lifelong.methods import METHODS, Method
 from lifelong.methods import build as build_method
 from lifelong.models import HeadKind, with_head
 from lifelong.models.network import without_head
@@ -94,13 +94,15 @@ def learner(recipe: Recipe, stream: Stream, module: torch.nn.Module | None = Non
         trunk = without_head(module, recipe.model_settings.get("head_name"))
     split = stream.tasks[0].train
     sample = split.scaled(torch.zeros(2, *shape, dtype=split.inputs.dtype))
+    classes = tuple(len(task.classes) for task in stream.tasks)
+    head, mask_unseen = _head(recipe, stream.scenario)
     network = with_head(
         trunk,
-        _head(recipe, stream.scenario),
+        head,
         sample=sample,
-        classes=tuple(len(task.classes) for task in stream.tasks),
+        classes=classes,
         outputs=len(stream.classes),
-        mask_unseen=recipe.mask_unseen and stream.scenario is Scenario.CLASS,
+        mask_unseen=mask_unseen and stream.scenario is Scenario.CLASS,
         seed=recipe.seed,
     )
     where = device(recipe.device)
@@ -112,6 +114,7 @@ def learner(recipe: Recipe, stream: Stream, module: torch.nn.Module | None = Non
         device=where,
         autocast=torch.bfloat16 if recipe.precision == "bf16" else None,
         planned_tasks=len(stream),
+        planned_classes=classes,
     )
 
 
@@ -144,13 +147,16 @@ def device(name: str) -> torch.device:
     return where
 
 
-def _head(recipe: Recipe, scenario: Scenario) -> HeadKind:
+def _head(recipe: Recipe, scenario: Scenario) -> tuple[HeadKind, bool]:
+    """Return the kind of head, and whether it is silent about classes that are not seen yet."""
     if recipe.head == "auto":
-        return _HEAD_OF[scenario]
+        if scenario is Scenario.CLASS and any(METHODS[name].all_outputs for name in recipe.method.split("+")):
+            return "single", False
+        return _HEAD_OF[scenario], recipe.mask_unseen
     if recipe.head != "single" and recipe.head != _HEAD_OF[scenario]:
         needs = "task" if recipe.head == "multi" else "class"
         raise InputError(f"head {recipe.head} needs scenario {needs}, and this stream is {scenario.value}-incremental")
-    return recipe.head
+    return recipe.head, recipe.mask_unseen
 
 
 def _padded(dataset: Dataset, pixels: int) -> Dataset:

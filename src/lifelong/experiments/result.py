@@ -41,7 +41,6 @@ class Tally:
         seconds: wall time.
         train_samples: samples stepped on, `test_samples` samples answered for.
         old_samples: most training samples of earlier tasks that a task read.
-        stored_samples: most samples that the method kept.
         peak_rss_bytes: most memory that the process held.
     """
 
@@ -50,7 +49,6 @@ class Tally:
     train_samples: int = 0
     test_samples: int = 0
     old_samples: int = 0
-    stored_samples: int = 0
     peak_rss_bytes: int = 0
 
 

@@ -323,7 +323,7 @@ def _finish(running: Run) -> dict[str, Any]:
     tally.peak_rss_bytes = max(tally.peak_rss_bytes, memory.peak_bytes())
     weights = [len(task.test) for task in stream.tasks] if stream.scenario is Scenario.CLASS else None
     model = tree.weights(running.learner.model)
-    kept = max(tally.stored_samples, tally.old_samples)
+    kept = max(state.stored_samples(running.method), tally.old_samples)
     result = {
         "recipe": record(recipe),
         "experiment": None,

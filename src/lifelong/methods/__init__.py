@@ -7,15 +7,26 @@ from typing import Any
 
 from lifelong import settings
 from lifelong.errors import InputError, unknown
+from lifelong.methods.a_gem import AGEM
 from lifelong.methods.anchor import Anchor
 from lifelong.methods.chain import Chain
+from lifelong.methods.der import DER, DERpp
+from lifelong.methods.er import ER
+from lifelong.methods.er_ace import ERACE
 from lifelong.methods.ewc import EWC
 from lifelong.methods.feature_extraction import FeatureExtraction
+from lifelong.methods.gdumb import GDumb
+from lifelong.methods.gem import GEM
+from lifelong.methods.gss import GSS
+from lifelong.methods.icarl import ICaRL
 from lifelong.methods.joint import Joint
 from lifelong.methods.l2 import L2
+from lifelong.methods.lfl import LFL
 from lifelong.methods.lwf import LwF
+from lifelong.methods.lwf_mc import LwFMC
 from lifelong.methods.mas import MAS
 from lifelong.methods.method import Method
+from lifelong.methods.mir import MIR
 from lifelong.methods.naive import Naive
 from lifelong.methods.rwalk import RWalk
 from lifelong.methods.scp import SCP
@@ -32,9 +43,22 @@ METHODS: dict[str, type[Method]] = {
     "si": SI,
     "rwalk": RWalk,
     "scp": SCP,
+    "lwf-mc": LwFMC,
+    "lfl": LFL,
+    "er": ER,
+    "der": DER,
+    "derpp": DERpp,
+    "er-ace": ERACE,
+    "mir": MIR,
+    "gss": GSS,
+    "gdumb": GDumb,
+    "icarl": ICaRL,
+    "gem": GEM,
+    "a-gem": AGEM,
 }
 
 __all__ = ["EWC", "L2", "MAS", "METHODS", "SCP", "SI", "Anchor", "Chain", "FeatureExtraction", "Joint", "LwF"]
+__all__ += ["AGEM", "DER", "ER", "ERACE", "GEM", "GSS", "LFL", "MIR", "DERpp", "GDumb", "ICaRL", "LwFMC"]
 __all__ += ["Method", "Naive", "RWalk", "build"]
 
 

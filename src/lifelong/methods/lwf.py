@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,14 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lifelong import tree
 from lifelong.learner import Batch, Learner
-from lifelong.methods.method import Method, state, transient
-from lifelong.models import Network
+from lifelong.methods.method import Method, state
+from lifelong.methods.teacher import Teacher
 from lifelong.models.heads import MultiHead
 from lifelong.settings import setting
 from lifelong.streams.task import Scenario, Task
-from lifelong.tree import Params
 
 
 @dataclass
@@ -36,25 +33,24 @@ class LwF(Method):
     strength: float = setting(1.0, "multiplies the distillation term, at least 0", ge=0)
     new_share: float | None = setting(None, "weight r of the new task's loss, 0 to 1; 1/t by default", ge=0, le=1)
     temperature: float = setting(2.0, "softens both distributions, above 0", gt=0)
-    teacher: Params = state(dict)
+    teacher: Teacher = state(Teacher)
     outputs: list[int] = state(list)
-    network: Network | None = transient(lambda: None)
 
     def before_task(self, learner: Learner, task: Task) -> None:
         self.outputs.append(len(task.classes))
-        self.network = None
+        self.teacher.forget_copy()
 
     def loss(self, learner: Learner, batch: Batch, logits: Tensor, loss: Tensor) -> Tensor:
-        if not self.teacher or self.strength == 0:
+        if not self.teacher.weights or self.strength == 0:
             return loss
         share = 1 / len(self.outputs) if self.new_share is None else self.new_share
         return share * loss + (1 - share) * self.strength * self._distillation(learner, batch, logits)
 
     def after_task(self, learner: Learner, task: Task) -> None:
-        self.teacher = tree.snapshot(tree.weights(learner.model))
+        self.teacher.remember(learner)
 
     def _distillation(self, learner: Learner, batch: Batch, logits: Tensor) -> Tensor:
-        teacher = self._teacher(learner)
+        teacher = self.teacher.network(learner)
         with torch.no_grad():
             features = teacher.features(batch.inputs)
         head = learner.model.head
@@ -71,10 +67,3 @@ class LwF(Method):
         warm, cold = F.log_softmax(student / self.temperature, 1), F.log_softmax(target / self.temperature, 1)
         present = warm[:, : cold.shape[1]]
         return F.kl_div(present, cold, log_target=True, reduction="batchmean") * self.temperature**2
-
-    def _teacher(self, learner: Learner) -> Network:
-        if self.network is None:
-            self.network = copy.deepcopy(learner.model).requires_grad_(False).eval()
-            live = tree.weights(self.network)
-            tree.copy_({name: live[name] for name in self.teacher}, self.teacher)
-        return self.network

@@ -39,7 +39,8 @@ class Method:
     The class variables are what users choose by, and what the stream is checked against before anything is run:
     `scenarios` that it can do, whether it needs task boundaries to learn (`boundaries`) and the task of a sample to
     answer (`needs_task_id`), keeps raw samples of old tasks (`keeps_samples`), gets larger with the number of tasks
-    (`grows`), and is made for seeing each sample once (`single_pass`).
+    (`grows`), and is made for seeing each sample once (`single_pass`). `all_outputs` has a class-incremental head begin
+    with the outputs of all classes, none masked, where the user does not say otherwise.
     """
 
     family: ClassVar[str] = ""
@@ -50,6 +51,7 @@ class Method:
     keeps_samples: ClassVar[bool] = False
     grows: ClassVar[bool] = False
     single_pass: ClassVar[bool] = False
+    all_outputs: ClassVar[bool] = False
 
     def setup(self, learner: Learner) -> None:
         """Prepare before the first task."""

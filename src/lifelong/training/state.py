@@ -11,6 +11,7 @@ from torch import Tensor
 from lifelong import tree
 from lifelong.errors import StateError
 from lifelong.learner import Learner, grow, renew_optimizer
+from lifelong.memory import Buffer
 from lifelong.methods.method import Method
 from lifelong.streams.task import Stream
 
@@ -77,6 +78,17 @@ def method_bytes(method: Method) -> int:
     tensors: Tensors = {}
     capture(method, "method", tensors)
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def stored_samples(value: Any) -> int:
+    """Return how many samples the buffers within `value`, a method or a part of its state, hold."""
+    if isinstance(value, Buffer):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(stored_samples, value.values()))
+    if dataclasses.is_dataclass(value):
+        return sum(stored_samples(getattr(value, field.name)) for field in dataclasses.fields(value))
+    return 0
 
 
 def save_learner(learner: Learner, tensors: Tensors) -> dict[str, Any]:

@@ -1,0 +1,55 @@
+"""Averaged gradient episodic memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lifelong import tree
+from lifelong.learner import Batch, Learner
+from lifelong.methods import gradients
+from lifelong.methods.method import transient
+from lifelong.methods.rehearsal import Rehearsal, only
+from lifelong.tree import Params
+
+
+@dataclass
+class AGEM(Rehearsal):
+    """Take from the gradient what would raise the loss on a random batch of the buffer.
+
+    `g <- g - (g . r / r . r) r` where `g . r < 0`, with r the gradient of the mean cross-entropy over samples drawn
+    from the buffer of all old tasks (Chaudhry et al. 2019, 1812.00420, eq. 11). The paper's reference batch has 256
+    samples (`replay_batch`), its buffer 25 of each class of each task (`per_class`).
+    """
+
+    family: ClassVar[str] = "constrained"
+    paper: ClassVar[str] = "1812.00420"
+    single_pass: ClassVar[bool] = True
+
+    reference: Batch | None = transient(lambda: None)
+
+    def batch(self, learner: Learner, batch: Batch) -> Batch:
+        rows = self.draw(learner, batch)
+        self.reference = None
+        if rows:
+            self.reference = only(batch, rows, learner.scenario)
+        self.remember(learner, batch)
+        return batch
+
+    def before_step(self, learner: Learner) -> None:
+        if self.reference is not None:
+            project(tree.gradients(learner.params), gradients.over(learner, self.reference))
+
+
+def project(current: Params, reference: Params) -> Tensor:
+    """Make `current` orthogonal to `reference`, in place, where they point against it; returns their inner product."""
+    shared = {name: reference[name] for name in current}
+    inner = tree.dot(current, shared)
+    if inner < 0:
+        length = tree.dot(reference, reference)
+        for gradient, direction in tree.blocks(current, current, shared):
+            torch._foreach_add_(gradient, torch._foreach_mul(direction, -inner / length))
+    return inner

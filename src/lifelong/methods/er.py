@@ -1,0 +1,48 @@
+"""Experience replay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from lifelong.learner import Batch, Learner
+from lifelong.methods.method import state
+from lifelong.methods.rehearsal import Rehearsal, extended
+from lifelong.settings import setting
+from lifelong.streams.task import Task
+
+
+@dataclass
+class ER(Rehearsal):
+    """Learn from samples of old tasks together with the new ones.
+
+    Each step descends the mean cross-entropy over the batch and as many samples of the buffer (Chaudhry et al. 2019,
+    1902.10486, algorithm 1). `weighting: tasks` is `1/t * CE(new) + (1 - 1/t) * CE(replayed)` at the t-th task, as van
+    de Ven et al. 2022 have it.
+    """
+
+    paper: ClassVar[str] = "1902.10486"
+
+    weighting: Literal["samples", "tasks"] = setting(
+        "samples", "all samples weigh the same, or the new ones 1/t and the replayed ones the rest"
+    )
+    tasks: int = state(int)
+
+    def before_task(self, learner: Learner, task: Task) -> None:
+        self.tasks = task.index + 1
+
+    def batch(self, learner: Learner, batch: Batch) -> Batch:
+        rows = self.draw(learner, batch)
+        self.remember(learner, batch)
+        return extended(batch, rows, learner.scenario)
+
+    def loss(self, learner: Learner, batch: Batch, logits: Tensor, loss: Tensor) -> Tensor:
+        new = batch.new
+        if self.weighting == "samples" or len(logits) == new:
+            return loss
+        fresh = F.cross_entropy(logits[:new], batch.targets[:new])
+        replayed = F.cross_entropy(logits[new:], batch.targets[new:])
+        return fresh / self.tasks + replayed * (1 - 1 / self.tasks)

@@ -1,0 +1,70 @@
+"""Gradients beside the one that a step descends: over a batch, and over several batches at once but kept apart."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, vmap
+from torch.nn import functional as F
+
+from lifelong.curvature.per_sample import evaluating
+from lifelong.learner import Batch, Learner
+from lifelong.models import Network
+from lifelong.tree import Params
+
+
+def over(learner: Learner, batch: Batch) -> Params:
+    """Return the gradient of the mean cross-entropy over `batch`, leaving `.grad` alone; zero where it does not reach.
+
+    In evaluation mode, so that looking at old samples leaves normalisation statistics as they are.
+    """
+    with evaluating(learner.model), learner.precision():
+        loss = F.cross_entropy(learner.model(batch.inputs, batch.task), batch.targets)
+    found = torch.autograd.grad(loss, list(learner.params.values()), allow_unused=True, materialize_grads=True)
+    return dict(zip(learner.params, found, strict=True))
+
+
+def over_each(learner: Learner, names: Iterable[str], batches: Sequence[Batch]) -> Params:
+    """Return the gradients `[batches, ...]` of the mean cross-entropy over each of `batches`, for `names`.
+
+    Each batch gets a copy of the parameters (a view, no memory), so that one backward pass keeps the gradients apart;
+    the trunk runs over all batches at once. Each batch is of one task. Evaluation mode, as `over`.
+    """
+    model, count = learner.model, len(batches)
+    copies = {name: learner.params[name].detach().expand(count, *learner.params[name].shape) for name in names}
+    for each in copies.values():
+        each.requires_grad_()
+    longest = max(len(each.targets) for each in batches)
+    inputs = torch.stack([_filled(each.inputs, longest) for each in batches])
+    with evaluating(model), learner.precision():
+        features = vmap(functools.partial(_features, model))(_within(copies, "trunk."), inputs)
+        losses = [
+            F.cross_entropy(_answers(model, copies, place, row[: len(each.targets)], each.task), each.targets)
+            for place, (row, each) in enumerate(zip(features, batches, strict=True))
+        ]
+    found = torch.autograd.grad(
+        torch.stack(losses).sum(), list(copies.values()), allow_unused=True, materialize_grads=True
+    )
+    return dict(zip(copies, found, strict=True))
+
+
+def _features(model: Network, params: Params, inputs: Tensor) -> Tensor:
+    features: Tensor = functional_call(model.trunk, params, (inputs,))
+    return features
+
+
+def _answers(model: Network, copies: Params, place: int, features: Tensor, task: int | Tensor) -> Tensor:
+    own = {name: each[place] for name, each in _within(copies, "head.").items()}
+    logits: Tensor = functional_call(model.head, own, (features, task))
+    return logits
+
+
+def _within(params: Params, prefix: str) -> Params:
+    return {name.removeprefix(prefix): each for name, each in params.items() if name.startswith(prefix)}
+
+
+def _filled(values: Tensor, length: int) -> Tensor:
+    return F.pad(values, [0, 0] * (values.ndim - 1) + [0, length - len(values)])
