@@ -17,9 +17,12 @@ from lifelong.methods.lwf import LwF
 from lifelong.methods.mas import MAS
 from lifelong.methods.method import Method
 from lifelong.methods.naive import Naive
+from lifelong.methods.ncm import NCM
+from lifelong.methods.ranpac import RanPAC
 from lifelong.methods.rwalk import RWalk
 from lifelong.methods.scp import SCP
 from lifelong.methods.si import SI
+from lifelong.methods.slda import SLDA
 
 METHODS: dict[str, type[Method]] = {
     "naive": Naive,
@@ -32,10 +35,13 @@ METHODS: dict[str, type[Method]] = {
     "si": SI,
     "rwalk": RWalk,
     "scp": SCP,
+    "ncm": NCM,
+    "slda": SLDA,
+    "ranpac": RanPAC,
 }
 
 __all__ = ["EWC", "L2", "MAS", "METHODS", "SCP", "SI", "Anchor", "Chain", "FeatureExtraction", "Joint", "LwF"]
-__all__ += ["Method", "Naive", "RWalk", "build"]
+__all__ += ["NCM", "SLDA", "Method", "Naive", "RWalk", "RanPAC", "build"]
 
 
 def build(name: str, values: Mapping[str, Any]) -> Method:
