@@ -41,7 +41,7 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         (["run", "--epochz", "3"], "did you mean '--epochs'?"),
         (["run", "--epochs", "0"], "epochs = '0'"),
         (["run", "--epochs", "many"], "epochs = 'many'"),
-        (["run", "--stream", "premuted"], "'permuted', 'rotated', 'split' or 'domains'"),
+        (["run", "--stream", "premuted"], "'permuted', 'rotated', 'split', 'domains' or 'blurry'"),
         (["run", "--data", "digitz"], "did you mean 'digits'?"),
         (["run", "--scenario", "tasks"], "'task', 'domain' or 'class'"),
         (["run", "--model", "mpl"], "did you mean 'mlp'?"),
@@ -277,6 +277,14 @@ def test_tensorboard_gets_the_accuracies(tmp_path: Path) -> None:
         (["compare", "--methods", ","], "names no method"),
         (["compare", "--experiments", "first"], "no experiment 'first'"),
         (["compare", "--track", "tensorbord"], "did you mean 'tensorboard'?"),
+        (["run", "--stream", "blurry", "--blur", "1.5"], "blur = '1.5'"),
+        (["run", "--stream", "blurry", "--tasks", "1"], "needs at least 2, not tasks = 1"),
+        (["run", "--stream", "blurry", "--scenario", "task"], "stream blurry cannot do scenario task"),
+        (["run", "--stream", "blurry", "--head", "growing"], "head growing grows task by task"),
+        (["run", "--stream", "blurry", "--method", "ewc"], "stream blurry has no such places: take naive, joint"),
+        (["run", "--stream", "blurry", "--method", "naive+ewc"], "method ewc needs to know where a task ends"),
+        (["run", "--stream", "blurry", "--method", "slda"], "set its learn_first = False, or take naive"),
+        (["run", "--stream", "blurry", "--method", "mas"], "set its online = True, or take naive"),
     ],
 )
 def test_more_wrong_input_gets_one_line(
@@ -422,7 +430,7 @@ def test_list_is_one_document_of_every_kind(capsys: pytest.CaptureFixture[str]) 
     assert main(["list", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert set(found) == {"streams", "methods", "models", "data", "optimizers"}
-    assert {"permuted", "rotated", "split", "domains"} == set(found["streams"])
+    assert {"permuted", "rotated", "split", "domains", "blurry"} == set(found["streams"])
     assert {"mlp", "convnet"} <= set(found["models"])
     assert "lbfgs" not in found["optimizers"]
     assert main(["list"]) == 0

@@ -58,6 +58,11 @@ class Method:
     grows: ClassVar[bool] = False
     single_pass: ClassVar[bool] = False
 
+    def needs_boundaries(self) -> bool:
+        """Return whether, under its settings, it must know where a task ends."""
+        unless = self.boundaries_unless.items()
+        return self.boundaries and not (unless and all(getattr(self, name) == value for name, value in unless))
+
     def setup(self, learner: Learner) -> None:
         """Prepare before the first task."""
 
