@@ -41,6 +41,13 @@ def test_who_can_do_without_learns_all_classes(method: str) -> None:
     assert last.result["stream"] == "blurry"
 
 
+def test_a_chain_can_do_what_all_its_parts_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(METHODS["ewc"], "scenarios", (Scenario.TASK,))
+    with pytest.raises(InputError, match="method ewc cannot do scenario domain: it can do task"):
+        build.method(recipe({"method": "naive+ewc", "scenario": "domain"}))
+    assert build.method(recipe({"method": "naive+ewc", "stream": "split", "scenario": "task"}))
+
+
 def test_a_stream_made_in_python_says_it_too() -> None:
     generator = torch.Generator().manual_seed(0)
     inputs, targets = torch.rand(40, 3, generator=generator), torch.arange(40) % 4

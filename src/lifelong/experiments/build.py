@@ -13,6 +13,7 @@ from lifelong.experiments.recipe import Recipe
 from lifelong.learner import Learner
 from lifelong.methods import METHODS, Chain, Method
 from lifelong.methods import build as build_method
+from lifelong.methods.overview import spelled
 from lifelong.models import HeadKind, with_head
 from lifelong.models.network import without_head
 from lifelong.streams import Scenario, Stream
@@ -174,15 +175,10 @@ def _scenario(recipe: Recipe) -> Scenario:
 
 def _unbounded(name: str, stream: str) -> InputError:
     """The error of a method that must know what a stream does not tell, with what to do about it."""
-    under = [f"its {key} = {value}" for key, value in METHODS[name].boundaries_unless.items()]
+    freed = {each: spelled(kind.boundaries_unless) for each, kind in METHODS.items() if kind.boundaries_unless}
     able = [each for each, kind in METHODS.items() if not kind.boundaries]
-    able += [
-        f"{each} with {key} = {value}"
-        for each, kind in METHODS.items()
-        for key, value in kind.boundaries_unless.items()
-        if each != name
-    ]
-    remedy = f"set {' and '.join(under)}, or take" if under else "take"
+    able += [f"{each} with {settings}" for each, settings in freed.items() if each != name]
+    remedy = f"set its {freed[name]}, or take" if name in freed else "take"
     return InputError(
         f"method {name} needs to know where a task ends, and stream {stream} has no such places: "
         f"{remedy} {', '.join(able[:4])} or another that `lifelong list methods` says can do without"
