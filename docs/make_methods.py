@@ -6,15 +6,17 @@ import inspect
 from pathlib import Path
 
 from lifelong import settings
-from lifelong.methods import METHODS
+from lifelong.methods import METHODS, overview
 
 
 def main() -> None:
-    parts = ["# Methods\n\nWritten by `python docs/make_methods.py` from the code; do not edit.\n"]
+    parts = ["# Methods\n\nWritten by `python docs/make_methods.py` from the code; do not edit.\n\n", *_table()]
     for name, kind in METHODS.items():
         paper = f"\n\nPaper: {kind.paper}" if kind.paper else ""
         scenarios = ", ".join(scenario.value for scenario in kind.scenarios)
-        parts.append(f"\n## {name}\n\n{inspect.getdoc(kind)}{paper}\n\nScenarios: {scenarios}\n")
+        free = overview.spelled(kind.boundaries_unless)
+        boundaries = f"\n\nWithout task boundaries: with `{free}`" if free else ""
+        parts.append(f"\n## {name}\n\n{inspect.getdoc(kind)}{paper}\n\nScenarios: {scenarios}{boundaries}\n")
         declared = settings.fields(kind)
         if declared:
             parts.append("\n| setting | default | meaning |\n| --- | --- | --- |\n")
@@ -22,6 +24,12 @@ def main() -> None:
             meaning = field.metadata["meaning"].replace("|", "\\|")
             parts.append(f"| `{field.name}` | `{settings.default_of(field)}` | {meaning} |\n")
     Path(__file__).with_name("methods.md").write_text("".join(parts))
+
+
+def _table() -> list[str]:
+    headings = [heading.replace("\n", " ") for heading in overview.HEADINGS]
+    rows = [headings, ["---"] * len(headings), *(overview.row(name, kind) for name, kind in METHODS.items())]
+    return [*(f"| {' | '.join(cells)} |\n" for cells in rows), f"\n{overview.LEGEND}\n"]
 
 
 if __name__ == "__main__":

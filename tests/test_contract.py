@@ -24,6 +24,7 @@ from lifelong.training.loop import Step, TaskDone
 NAMES = [*METHODS, "ewc+lwf"]
 SCENARIOS = ["task", "domain", "class"]
 IMPORTANCE = [name for name, kind in METHODS.items() if kind.family == "importance"]
+STREAMING = [name for name, kind in METHODS.items() if kind.family == "streaming"]
 TASKS, STEPS = 3, 7
 
 
@@ -63,6 +64,11 @@ def strengths(method: str, strength: float) -> dict[str, Any]:
 
 def has_strength(method: str) -> bool:
     return all("strength" in {field.name for field in settings.fields(METHODS[part])} for part in method.split("+"))
+
+
+def steps_of(method: str) -> int:
+    """Steps of a whole run: those methods make none after the first task, whose samples they only sum up."""
+    return STEPS if method in STREAMING else TASKS * STEPS
 
 
 @dataclass(frozen=True)
@@ -150,7 +156,7 @@ def interrupted(made: Recipe, out: Path, after: int, every: int = 3) -> Outcome:
     resumed = events(made, out, resume=True, checkpoint_every=Every(steps=every, seconds=None))
     done = sum(type(event) is Step for event in resumed)
     # It went on from within the task, and not from the task's start or from the very beginning.
-    assert 0 < done < TASKS * STEPS - after + every
+    assert 0 < done < steps_of(made.method) - after + every
     return outcome(out)
 
 
@@ -158,9 +164,25 @@ def interrupted(made: Recipe, out: Path, after: int, every: int = 3) -> Outcome:
 def test_resumed_in_the_middle_of_a_task(
     method: str, scenario: str, tmp_path: Path, uninterrupted: Uninterrupted
 ) -> None:
-    # Step 5 of the second task: the last checkpoint is that of its step 3.
-    resumed = interrupted(recipe(values(method, scenario)), tmp_path / "run", STEPS + 5)
+    # Step 5 of the second task, or of the only one with steps: the last checkpoint is that of its step 3.
+    after = 5 if method in STREAMING else STEPS + 5
+    resumed = interrupted(recipe(values(method, scenario)), tmp_path / "run", after)
     assert resumed == uninterrupted(method=method, scenario=scenario)
+
+
+@pytest.mark.parametrize("method", NAMES)
+def test_resumed_between_tasks(method: str, tmp_path: Path, uninterrupted: Uninterrupted) -> None:
+    made, begun = recipe(values(method, some_scenario(method))), 0
+    running = events(made, tmp_path / "run")
+    for event in running:
+        begun += isinstance(event, loop.TaskStarted)
+        if begun == TASKS:
+            break
+    running.close()
+    torch.manual_seed(1234)
+    rest = list(events(made, tmp_path / "run", resume=True))
+    assert sum(isinstance(event, TaskDone) for event in rest) == 1
+    assert outcome(tmp_path / "run") == uninterrupted(method=method, scenario=some_scenario(method))
 
 
 @pytest.mark.parametrize("after", [5, STEPS + 2, 2 * STEPS + 6])
@@ -193,7 +215,7 @@ def test_resumed_under_other_settings(
     assert resumed == uninterrupted(method="ewc+lwf", scenario=scenario, **more)
 
 
-@pytest.mark.parametrize("method", [*IMPORTANCE, "lwf", "ewc+lwf"])
+@pytest.mark.parametrize("method", [*IMPORTANCE, *STREAMING, "lwf", "ewc+lwf"])
 def test_state_does_not_grow_with_tasks(method: str) -> None:
     sizes = []
     for tasks in (3, 6):
@@ -214,7 +236,11 @@ def test_device_and_dtype_are_kept(method: str, precision: str) -> None:
     tensors: dict[str, Tensor] = {}
     state.capture(kept, "method", tensors)
     everything = [*tensors.values(), *learner.model.state_dict().values()]
-    assert {each.dtype for each in everything if each.is_floating_point()} == {torch.float32}
+    # Sums that must not depend on the order of the samples are wide, whatever the network is.
+    wide = tensors.values() if method in STREAMING else []
+    assert {each.dtype for each in wide if each.is_floating_point()} <= {torch.float64}
+    narrow = everything[len(wide) :]
+    assert {each.dtype for each in narrow if each.is_floating_point()} == {torch.float32}
     assert {each.device for each in everything} == {learner.device}
     assert not any(each.requires_grad for each in tensors.values())
     assert all(each.isfinite().all() for each in everything)

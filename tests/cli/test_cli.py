@@ -41,7 +41,7 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         (["run", "--epochz", "3"], "did you mean '--epochs'?"),
         (["run", "--epochs", "0"], "epochs = '0'"),
         (["run", "--epochs", "many"], "epochs = 'many'"),
-        (["run", "--stream", "premuted"], "'permuted', 'rotated', 'split' or 'domains'"),
+        (["run", "--stream", "premuted"], "'permuted', 'rotated', 'split', 'domains' or 'blurry'"),
         (["run", "--data", "digitz"], "did you mean 'digits'?"),
         (["run", "--scenario", "tasks"], "'task', 'domain' or 'class'"),
         (["run", "--model", "mpl"], "did you mean 'mlp'?"),
@@ -235,6 +235,24 @@ def test_list_tells_of_every_method(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"name": "online", "default": False}.items() <= found["ewc"]["settings"][3].items()
 
 
+def test_list_says_whom_a_method_is_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "methods", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    fields = "family paper scenarios needs_task_id keeps_samples grows single_pass boundaries boundaries_unless"
+    assert all(set(fields.split()) < set(entry) for entry in found.values())
+    assert [name for name, entry in found.items() if not entry["boundaries"]][:2] == ["naive", "joint"]
+    assert found["ranpac"]["boundaries_unless"] == {"learn_first": False}
+    assert main(["list", "methods"]) == 0
+    shown = capsys.readouterr().out
+    lines = {line.split()[0]: line for line in shown.splitlines() if line}
+    assert lines["joint"].split() == ["joint", "baseline", "all", "no", "yes", "yes", "no", "no", "-"]
+    assert lines["slda"].split() == ["slda", "streaming", "all", "no", "no", "no", "yes", "optional", "1909.01520"]
+    assert lines["ewc"].split() == ["ewc", "importance", "all", "no", "no", "no", "no", "needed", "1612.00796"]
+    assert all(len(lines[name]) <= 100 for name in found)
+    assert "without task boundaries: online = True" in shown
+    assert "learn_first = True: the network learns the first task" in shown
+
+
 def test_tensorboard_gets_the_accuracies(tmp_path: Path) -> None:
     assert main(["run", *QUICK, "--out", str(tmp_path / "out"), "--track", "tensorboard"]) == 0
     assert list((tmp_path / "out").rglob("events.out.tfevents*"))
@@ -277,6 +295,14 @@ def test_tensorboard_gets_the_accuracies(tmp_path: Path) -> None:
         (["compare", "--methods", ","], "names no method"),
         (["compare", "--experiments", "first"], "no experiment 'first'"),
         (["compare", "--track", "tensorbord"], "did you mean 'tensorboard'?"),
+        (["run", "--stream", "blurry", "--blur", "1.5"], "blur = '1.5'"),
+        (["run", "--stream", "blurry", "--tasks", "1"], "needs at least 2, not tasks = 1"),
+        (["run", "--stream", "blurry", "--scenario", "task"], "stream blurry cannot do scenario task"),
+        (["run", "--stream", "blurry", "--head", "growing"], "head growing grows task by task"),
+        (["run", "--stream", "blurry", "--method", "ewc"], "stream blurry has no such places: take naive, joint"),
+        (["run", "--stream", "blurry", "--method", "naive+ewc"], "method ewc needs to know where a task ends"),
+        (["run", "--stream", "blurry", "--method", "slda"], "set its learn_first = False, or take naive"),
+        (["run", "--stream", "blurry", "--method", "mas"], "set its online = True, or take naive"),
     ],
 )
 def test_more_wrong_input_gets_one_line(
@@ -422,7 +448,8 @@ def test_list_is_one_document_of_every_kind(capsys: pytest.CaptureFixture[str]) 
     assert main(["list", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert set(found) == {"streams", "methods", "models", "data", "optimizers"}
-    assert {"permuted", "rotated", "split", "domains"} == set(found["streams"])
+    assert {"permuted", "rotated", "split", "domains", "blurry"} == set(found["streams"])
+    assert [name for name, entry in found["streams"].items() if not entry["boundaries"]] == ["blurry"]
     assert {"mlp", "convnet"} <= set(found["models"])
     assert "lbfgs" not in found["optimizers"]
     assert main(["list"]) == 0

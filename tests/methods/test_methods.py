@@ -325,6 +325,40 @@ def test_mas_sums_over_tasks(scenario: Scenario) -> None:
     assert_close(mas.anchor.centre, recorder.thetas[-1][-1])
 
 
+@dataclass
+class Watcher(Method):
+    """Keeps the network after every step, and the batch that it came of."""
+
+    batches: list[Batch] = transient(list)
+    models: list[Network] = transient(list)
+
+    def batch(self, learner: Learner, batch: Batch) -> Batch:
+        self.batches.append(batch)
+        return batch
+
+    def after_step(self, learner: Learner) -> None:
+        self.models.append(copy.deepcopy(learner.model))
+
+
+def test_online_mas_is_the_mean_over_batches_every_so_many_steps() -> None:
+    mas, watcher = MAS(strength=2.0, online=True, interval=5), Watcher()
+    trained({"watcher": watcher, "mas": mas})
+    omegas = [
+        curvature.mas(watcher.models[k], lambda x, k=k: watcher.models[k](x, 0), [(watcher.batches[k].inputs, None)])
+        for k in range(4, 39, 5)
+    ]
+    assert len(omegas) == 7
+    assert_close(mas.anchor.weight, {name: sum(each[name] for each in omegas) / 7 for name in omegas[0]})
+    assert_close(mas.anchor.centre, tree.parameters(watcher.models[34]))
+    # It pulls from the first measurement on, within a task.
+    free = Watcher()
+    trained({"watcher": free, "mas": MAS(strength=0.0, online=True, interval=5)})
+    ends = [[tree.parameters(model) for model in each.models] for each in (free, watcher)]
+    moved = [tree.norm(tree.sub(a, b)) for a, b in zip(*ends, strict=True)]
+    assert not any(moved[:6])
+    assert all(moved[6:])
+
+
 @pytest.mark.parametrize("decay", [None, 0.3])
 @pytest.mark.parametrize("normalize", [False, True])
 def test_scp_accumulates(decay: float | None, normalize: bool) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from lifelong.data import Dataset, Samples, from_tensors
 from lifelong.errors import InputError
-from lifelong.streams import Scenario, domains, permuted, rotated, split
+from lifelong.streams import Scenario, blurry, domains, permuted, rotated, split
 from lifelong.streams.assemble import Cut, Part, assemble
 from lifelong.streams.transforms import rotate
 
@@ -223,3 +223,64 @@ def test_standardize_takes_its_statistics_from_the_training_samples_of_the_first
     )
     with pytest.raises(InputError, match="these inputs are tokens"):
         permuted(tokens, tasks=1, cut=Cut(standardize=True))
+
+
+def numbered(classes: int = 6, each: int = 40) -> Dataset:
+    """Samples that are their own number, so that each can be followed."""
+    targets = torch.arange(classes * each) % classes
+    inputs = torch.arange(float(classes * each)).unsqueeze(1)
+    return from_tensors((inputs, targets), (inputs[: 2 * classes] + 1000, targets[: 2 * classes]))
+
+
+@pytest.mark.parametrize("blur", [0.0, 0.1, 0.5, 1.0])
+def test_blurry_spreads_a_share_of_each_class_evenly_over_the_other_tasks(blur: float) -> None:
+    data = numbered()
+    stream = blurry(data, tasks=3, blur=blur)
+    assert stream.scenario is Scenario.CLASS
+    assert not stream.boundaries
+    counts = torch.stack([task.train.targets.bincount(minlength=6) for task in stream.tasks])
+    away = round(blur * 40)
+    for label in range(6):
+        home = label // 2
+        assert int(counts[home, label]) == 40 - away
+        others = [int(counts[task, label]) for task in range(3) if task != home]
+        assert sum(others) == away
+        assert max(others) - min(others) <= 1
+    # Nothing is lost, doubled or given another label.
+    inputs = torch.cat([task.train.inputs for task in stream.tasks]).flatten()
+    targets = torch.cat([task.train.targets for task in stream.tasks])
+    assert sorted(inputs.tolist()) == data.train.inputs.flatten().tolist()
+    assert torch.equal(targets, inputs.long() % 6)
+
+
+def test_blurry_keeps_validation_and_tests_of_the_main_classes() -> None:
+    cut = Cut(validation=0.25, standardize=True)
+    stream, sharp = blurry(numbered(), tasks=3, blur=0.5, cut=cut), split(numbered(), tasks=3, cut=cut)
+    assert sharp.boundaries
+    for task, other in zip(stream.tasks, sharp.tasks, strict=True):
+        assert task.classes == other.classes
+        for part, same in ((task.validation, other.validation), (task.test, other.test)):
+            assert torch.equal(part.inputs, same.inputs)
+            assert set(part.targets.tolist()) == set(task.classes)
+        assert task.train.mean is not None
+        assert torch.equal(task.train.mean, other.train.mean)
+    train, held = (
+        torch.cat([getattr(task, part).inputs for task in stream.tasks]).flatten().tolist()
+        for part in ("train", "validation")
+    )
+    assert not set(train) & set(held)
+    assert len(train) + len(held) == 240
+
+
+def test_the_samples_that_leave_are_the_seeds() -> None:
+    first, again, other = (blurry(numbered(), tasks=3, blur=0.3, seed=seed) for seed in (1, 1, 2))
+    trains = [[task.train.inputs for task in stream.tasks] for stream in (first, again, other)]
+    assert all(torch.equal(a, b) for a, b in zip(trains[0], trains[1], strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(trains[0], trains[2], strict=True))
+
+
+def test_blurry_refuses_what_it_cannot_spread() -> None:
+    with pytest.raises(InputError, match="at least 2, not tasks = 1"):
+        blurry(numbered(), tasks=1)
+    with pytest.raises(InputError, match="must be a share, 0 to 1"):
+        blurry(numbered(), blur=1.5)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lifelong.cli.arguments import Parser
 from lifelong.errors import unknown
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 KINDS = ("streams", "methods", "models", "data", "optimizers")
 
@@ -29,23 +32,47 @@ def main(arguments: Namespace) -> int:
         return 0
     from rich.console import Console
 
+    from lifelong.methods.overview import spelled
+
     console = Console(highlight=False)
     for kind, entries in found.items():
         console.print(f"[bold]{kind}[/bold]")
+        if kind == "methods":
+            _print_methods(console)
         for name, entry in entries.items():
-            paper = f" ({entry['paper']})" if entry.get("paper") else ""
-            console.print(f"  [cyan]{name}[/cyan]: {entry['meaning']}{paper}", soft_wrap=True)
+            console.print(f"  [cyan]{name}[/cyan]: {entry['meaning']}", soft_wrap=True)
+            if entry.get("boundaries_unless"):
+                console.print(f"      without task boundaries: {spelled(entry['boundaries_unless'])}", soft_wrap=True)
             for setting in entry.get("settings", []):
                 shown = f"{setting['name']} = {setting['default']}: {setting['meaning']}"
                 console.print(f"      {shown}", soft_wrap=True, markup=False)
     return 0
 
 
+def _print_methods(console: Console) -> None:
+    from rich import box
+    from rich.table import Table
+
+    from lifelong.methods import METHODS, overview
+
+    plain = not console.is_terminal
+    table = Table(box=None if plain else box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    for heading in overview.HEADINGS:
+        table.add_column(heading)
+    for name, method in METHODS.items():
+        table.add_row(*overview.row(name, method))
+    if plain:
+        table.width = console.measure(table, options=console.options.update(width=1000)).maximum
+    console.print(table, crop=False)
+    console.print(f"{overview.LEGEND}\n", soft_wrap=True)
+
+
 def _entries(kind: str) -> dict[str, dict[str, Any]]:
     if kind == "streams":
         from lifelong.streams import KINDS as STREAMS
+        from lifelong.streams import UNBOUNDED
 
-        return {name: {"meaning": meaning} for name, meaning in STREAMS.items()}
+        return {name: {"meaning": meaning, "boundaries": name not in UNBOUNDED} for name, meaning in STREAMS.items()}
     if kind == "data":
         from lifelong.data import NAMES
 
@@ -58,17 +85,9 @@ def _entries(kind: str) -> dict[str, dict[str, Any]]:
         from lifelong.models import MODELS
 
         return {name: _entry(model) for name, model in MODELS.items()}
-    from lifelong.methods import METHODS
+    from lifelong.methods import METHODS, overview
 
-    return {
-        name: {
-            **_entry(method),
-            "family": method.family,
-            "paper": method.paper,
-            "scenarios": [scenario.value for scenario in method.scenarios],
-        }
-        for name, method in METHODS.items()
-    }
+    return {name: {**_entry(method), **overview.traits(method)} for name, method in METHODS.items()}
 
 
 def _entry(kind: type) -> dict[str, Any]:

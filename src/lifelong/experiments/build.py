@@ -11,8 +11,9 @@ from lifelong.data import Dataset, Samples, load
 from lifelong.errors import InputError
 from lifelong.experiments.recipe import Recipe
 from lifelong.learner import Learner
-from lifelong.methods import METHODS, Method
+from lifelong.methods import METHODS, Chain, Method
 from lifelong.methods import build as build_method
+from lifelong.methods.overview import spelled
 from lifelong.models import HeadKind, with_head
 from lifelong.models.network import without_head
 from lifelong.streams import Scenario, Stream
@@ -34,7 +35,7 @@ def stream(recipe: Recipe) -> Stream:
     Raises:
         InputError: data that cannot be had, or that the stream or the scenario does not fit.
     """
-    scenario = Scenario(recipe.scenario or ("class" if recipe.stream == "split" else "domain"))
+    scenario = _scenario(recipe)
     cut = Cut(recipe.validation, recipe.train_samples, recipe.standardize, recipe.seed)
     names = recipe.data.split(",") if recipe.stream == "domains" else [recipe.data]
     sets = [_padded(load(name, target=recipe.target, image_size=recipe.image_size), recipe.pad) for name in names]
@@ -53,6 +54,16 @@ def stream(recipe: Recipe) -> Stream:
         return streams.rotated(
             sets[0], tasks=recipe.tasks, scenario=scenario, angles=recipe.angles, seed=recipe.seed, cut=cut
         )
+    if recipe.stream == "blurry":
+        return streams.blurry(
+            sets[0],
+            tasks=recipe.tasks,
+            blur=recipe.blur,
+            classes_per_task=recipe.classes_per_task,
+            shuffle_classes=recipe.shuffle_classes,
+            seed=recipe.seed,
+            cut=cut,
+        )
     return streams.split(
         sets[0],
         tasks=recipe.tasks,
@@ -64,17 +75,24 @@ def stream(recipe: Recipe) -> Stream:
     )
 
 
-def method(recipe: Recipe) -> Method:
+def method(recipe: Recipe, stream: Stream | None = None) -> Method:
     """Return the method of `recipe`.
 
+    Args:
+        stream: learned instead of the recipe's.
+
     Raises:
-        InputError: an unknown method or setting, or a scenario that it cannot do.
+        InputError: an unknown method or setting, or a scenario or a stream that it cannot do.
     """
     made = build_method(recipe.method, recipe.method_settings)
-    scenario = recipe.scenario or ("class" if recipe.stream == "split" else "domain")
-    if scenario not in [each.value for each in made.scenarios]:
-        can = ", ".join(each.value for each in made.scenarios)
-        raise InputError(f"method {recipe.method} cannot do scenario {scenario}: it can do {can}")
+    scenario = _scenario(recipe) if stream is None else stream.scenario
+    bounded = recipe.stream not in streams.UNBOUNDED if stream is None else stream.boundaries
+    for name, part in made.methods.items() if isinstance(made, Chain) else [(recipe.method, made)]:
+        if scenario not in part.scenarios:
+            can = ", ".join(each.value for each in part.scenarios)
+            raise InputError(f"method {name} cannot do scenario {scenario.value}: it can do {can}")
+        if part.needs_boundaries() and not bounded:
+            raise _unbounded(name, recipe.stream if stream is None else stream.name)
     return made
 
 
@@ -95,14 +113,14 @@ def learner(recipe: Recipe, stream: Stream, module: torch.nn.Module | None = Non
     split = stream.tasks[0].train
     sample = split.scaled(torch.zeros(2, *shape, dtype=split.inputs.dtype))
     classes = tuple(len(task.classes) for task in stream.tasks)
-    head, mask_unseen = _head(recipe, stream.scenario)
+    head, mask_unseen = _head(recipe, stream)
     network = with_head(
         trunk,
         head,
         sample=sample,
         classes=classes,
         outputs=len(stream.classes),
-        mask_unseen=mask_unseen and stream.scenario is Scenario.CLASS,
+        mask_unseen=mask_unseen,
         seed=recipe.seed,
     )
     where = device(recipe.device)
@@ -147,16 +165,45 @@ def device(name: str) -> torch.device:
     return where
 
 
-def _head(recipe: Recipe, scenario: Scenario) -> tuple[HeadKind, bool]:
+def _scenario(recipe: Recipe) -> Scenario:
+    unbounded = recipe.stream in streams.UNBOUNDED
+    found = Scenario(recipe.scenario or ("class" if unbounded or recipe.stream == "split" else "domain"))
+    if unbounded and found is not Scenario.CLASS:
+        raise InputError(
+            f"stream {recipe.stream} cannot do scenario {found.value}: a class is found in several tasks, so it can do "
+            "class alone"
+        )
+    return found
+
+
+def _unbounded(name: str, stream: str) -> InputError:
+    """The error of a method that must know what a stream does not tell, with what to do about it."""
+    freed = {each: spelled(kind.boundaries_unless) for each, kind in METHODS.items() if kind.boundaries_unless}
+    able = [each for each, kind in METHODS.items() if not kind.boundaries]
+    able += [f"{each} with {settings}" for each, settings in freed.items() if each != name]
+    remedy = f"set its {freed[name]}, or take" if name in freed else "take"
+    return InputError(
+        f"method {name} needs to know where a task ends, and stream {stream} has no such places: "
+        f"{remedy} {', '.join(able[:4])} or another that `lifelong list methods` says can do without"
+    )
+
+
+def _head(recipe: Recipe, stream: Stream) -> tuple[HeadKind, bool]:
     """Return the kind of head, and whether it is silent about classes that are not seen yet."""
+    scenario = stream.scenario
+    if not stream.boundaries:
+        if recipe.head not in ("auto", "single"):
+            raise InputError(f"head {recipe.head} grows task by task, and stream {stream.name} has none: use single")
+        return "single", False
+    masked = recipe.mask_unseen and scenario is Scenario.CLASS
     if recipe.head == "auto":
         if scenario is Scenario.CLASS and any(METHODS[name].all_outputs for name in recipe.method.split("+")):
             return "single", False
-        return _HEAD_OF[scenario], recipe.mask_unseen
+        return _HEAD_OF[scenario], masked
     if recipe.head != "single" and recipe.head != _HEAD_OF[scenario]:
         needs = "task" if recipe.head == "multi" else "class"
         raise InputError(f"head {recipe.head} needs scenario {needs}, and this stream is {scenario.value}-incremental")
-    return recipe.head, recipe.mask_unseen
+    return recipe.head, masked
 
 
 def _padded(dataset: Dataset, pixels: int) -> Dataset:

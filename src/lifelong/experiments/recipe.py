@@ -22,22 +22,25 @@ ScenarioName = Literal["task", "domain", "class"]
 class Recipe:
     """One run: a stream, a network, a method, and how they meet. Each field is a setting of the command line."""
 
-    stream: Literal["permuted", "rotated", "split", "domains"] = setting("permuted", "kind of stream")
+    stream: Literal["permuted", "rotated", "split", "domains", "blurry"] = setting("permuted", "kind of stream")
     data: str = setting(
         "digits", "data set: a built-in or hub name, a folder or a table; several for domains, by commas"
     )
     target: str | None = setting(None, "name of the label column, where it is not the usual one")
     image_size: int | None = setting(None, "resize images to so many pixels a side", ge=1)
     scenario: ScenarioName | None = setting(
-        None, "what is known at prediction; class for split, else domain, by default"
+        None, "what is known at prediction; class for split and blurry, else domain, by default"
     )
     tasks: int = setting(5, "number of tasks", ge=1)
     first_unpermuted: bool = setting(True, "permuted: the first task sees the inputs as they are")
     angles: tuple[float, ...] | None = setting(None, "rotated: degrees, one a task; evenly over 0 to 180 by default")
     classes_per_task: tuple[int, ...] | None = setting(
-        None, "split: classes of each task; as even as possible by default"
+        None, "split, blurry: classes of each task; as even as possible by default"
     )
-    shuffle_classes: bool = setting(False, "split: draw the order of the classes by the seed")
+    shuffle_classes: bool = setting(False, "split, blurry: draw the order of the classes by the seed")
+    blur: float = setting(
+        0.1, "blurry: share of each class's training samples that is found outside its task, 0 to 1", ge=0, le=1
+    )
     pad: int = setting(0, "border of zeros around images, in pixels", ge=0)
     standardize: bool = setting(
         False, "subtract the mean and divide by the deviation of the first task's training inputs"
@@ -50,7 +53,9 @@ class Recipe:
     model: str = setting("mlp", "network: mlp, convnet, or package.module:function")
     model_settings: dict[str, Any] = setting(dict, "settings of the network: --model.NAME VALUE")
     head: Literal["auto", "single", "multi", "growing"] = setting("auto", "last layer; by scenario by default")
-    mask_unseen: bool = setting(True, "a single head of a class-incremental stream answers for seen classes only")
+    mask_unseen: bool = setting(
+        True, "a single head of a class-incremental stream answers for seen classes only; blurry masks none"
+    )
     epochs: int = setting(1, "passes over the training data of each task", ge=1)
     steps: int | None = setting(None, "steps a task, instead of epochs", ge=1)
     batch_size: int = setting(128, "samples a step", ge=1)

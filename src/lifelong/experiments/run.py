@@ -200,7 +200,7 @@ def _in_folder(
 def _prepare(recipe: Recipe, out: Path | None, stream: Stream | None, model: nn.Module | None) -> Run:
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
-    method = build.method(recipe)  # first: a wrong setting should be known before any data is read
+    method = build.method(recipe, stream)  # first: a wrong setting should be known before any data is read
     torch.manual_seed(recipe.seed)
     if build.device(recipe.device).type == "cuda":
         # Some kernels of the GPU add in any order; the same seed must give the same bits.

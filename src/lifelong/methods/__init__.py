@@ -28,9 +28,12 @@ from lifelong.methods.mas import MAS
 from lifelong.methods.method import Method
 from lifelong.methods.mir import MIR
 from lifelong.methods.naive import Naive
+from lifelong.methods.ncm import NCM
+from lifelong.methods.ranpac import RanPAC
 from lifelong.methods.rwalk import RWalk
 from lifelong.methods.scp import SCP
 from lifelong.methods.si import SI
+from lifelong.methods.slda import SLDA
 
 METHODS: dict[str, type[Method]] = {
     "naive": Naive,
@@ -55,11 +58,43 @@ METHODS: dict[str, type[Method]] = {
     "icarl": ICaRL,
     "gem": GEM,
     "a-gem": AGEM,
+    "ncm": NCM,
+    "slda": SLDA,
+    "ranpac": RanPAC,
 }
 
-__all__ = ["EWC", "L2", "MAS", "METHODS", "SCP", "SI", "Anchor", "Chain", "FeatureExtraction", "Joint", "LwF"]
-__all__ += ["AGEM", "DER", "ER", "ERACE", "GEM", "GSS", "LFL", "MIR", "DERpp", "GDumb", "ICaRL", "LwFMC"]
-__all__ += ["Method", "Naive", "RWalk", "build"]
+__all__ = [
+    "AGEM",
+    "DER",
+    "ER",
+    "ERACE",
+    "EWC",
+    "GEM",
+    "GSS",
+    "L2",
+    "LFL",
+    "MAS",
+    "METHODS",
+    "MIR",
+    "NCM",
+    "SCP",
+    "SI",
+    "SLDA",
+    "Anchor",
+    "Chain",
+    "DERpp",
+    "FeatureExtraction",
+    "GDumb",
+    "ICaRL",
+    "Joint",
+    "LwF",
+    "LwFMC",
+    "Method",
+    "Naive",
+    "RWalk",
+    "RanPAC",
+    "build",
+]
 
 
 def build(name: str, values: Mapping[str, Any]) -> Method:

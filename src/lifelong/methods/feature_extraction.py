@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from lifelong.learner import Learner, freeze
 from lifelong.methods.method import Method
@@ -16,6 +17,7 @@ class FeatureExtraction(Method):
     """Freeze the trunk, with its normalisation statistics, and train only the head."""
 
     family: ClassVar[str] = "baseline"
+    boundaries_unless: ClassVar[Mapping[str, Any]] = {"learn_first": False}
 
     learn_first: bool = setting(
         True, "the trunk learns the first task and is frozen after it; false for pretrained ones"

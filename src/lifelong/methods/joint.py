@@ -19,6 +19,10 @@ class Joint(Method):
     """At each task, train from the initial weights on the training data of all tasks met so far."""
 
     family: ClassVar[str] = "baseline"
+    # Where a stage ends says when it trains on all samples so far, and nothing of which they are.
+    boundaries: ClassVar[bool] = False
+    keeps_samples: ClassVar[bool] = True
+    grows: ClassVar[bool] = True
 
     only_last: bool = setting(
         False, "train once, when the last task has come; earlier rows of the matrix stay untrained"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -37,21 +37,33 @@ class Method:
     chained, because they are changed only in `before_step`.
 
     The class variables are what users choose by, and what the stream is checked against before anything is run:
-    `scenarios` that it can do, whether it needs task boundaries to learn (`boundaries`) and the task of a sample to
-    answer (`needs_task_id`), keeps raw samples of old tasks (`keeps_samples`), gets larger with the number of tasks
-    (`grows`), and is made for seeing each sample once (`single_pass`). `all_outputs` has a class-incremental head begin
-    with the outputs of all classes, none masked, where the user does not say otherwise.
+    `scenarios` that it can do, whether it must know where a task ends to learn (`boundaries`, but not under the
+    settings `boundaries_unless`, if there are any) and the task of a sample to answer in every scenario
+    (`needs_task_id`; task-incremental, each method is told it), keeps raw samples of old tasks (`keeps_samples`), gets
+    larger with the number of tasks by more than its head (`grows`), and is made for seeing each sample once
+    (`single_pass`). `all_outputs` has a class-incremental head begin with the outputs of all classes, none masked,
+    where the user does not say otherwise.
+
+    `before_task` and `after_task` are called on a stream without boundaries too, around each of the stages that
+    accuracy is measured between. A method that does without boundaries promises that what it learns of old samples does
+    not hang on where these stages end.
     """
 
     family: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     scenarios: ClassVar[tuple[Scenario, ...]] = ALL_SCENARIOS
     boundaries: ClassVar[bool] = True
+    boundaries_unless: ClassVar[Mapping[str, Any]] = {}
     needs_task_id: ClassVar[bool] = False
     keeps_samples: ClassVar[bool] = False
     grows: ClassVar[bool] = False
     single_pass: ClassVar[bool] = False
     all_outputs: ClassVar[bool] = False
+
+    def needs_boundaries(self) -> bool:
+        """Return whether, under its settings, it must know where a task ends."""
+        unless = self.boundaries_unless.items()
+        return self.boundaries and not (unless and all(getattr(self, name) == value for name, value in unless))
 
     def setup(self, learner: Learner) -> None:
         """Prepare before the first task."""

@@ -13,3 +13,4 @@ class Naive(Method):
     """Train on each task in turn, and keep nothing: the lower bound."""
 
     family: ClassVar[str] = "baseline"
+    boundaries: ClassVar[bool] = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lifelong.streams.kinds import domains, permuted, rotated, split
+from lifelong.streams.kinds import blurry, domains, permuted, rotated, split
 from lifelong.streams.task import Scenario, Split, Stream, Task, joined
 
 KINDS = {
@@ -10,14 +10,19 @@ KINDS = {
     "rotated": "all classes in every task, images turned by another angle each",
     "split": "the classes divided among the tasks",
     "domains": "one data set a task (--data a,b,c)",
+    "blurry": "as split, with a share (--blur) of each class's samples in other tasks; no task boundaries",
 }
+# Kinds in which a learner is not told where a task ends.
+UNBOUNDED = ("blurry",)
 
 __all__ = [
     "KINDS",
+    "UNBOUNDED",
     "Scenario",
     "Split",
     "Stream",
     "Task",
+    "blurry",
     "domains",
     "joined",
     "permuted",

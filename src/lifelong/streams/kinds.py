@@ -1,8 +1,9 @@
-"""The kinds of stream: permuted, rotated, split by classes, and one data set a task."""
+"""The kinds of stream: permuted, rotated, split by classes, one data set a task, and classes that blur over tasks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -156,6 +157,63 @@ def domains(
             )
     parts = [Part(data.name, data.train, data.test, data.classes) for data in datasets]
     return assemble("domains", ",".join(data.name for data in datasets), scenario, parts, cut or Cut(seed=seed))
+
+
+def blurry(
+    dataset: Dataset,
+    *,
+    tasks: int = 5,
+    blur: float = 0.1,
+    classes_per_task: Sequence[int] | None = None,
+    shuffle_classes: bool = False,
+    seed: int = 0,
+    cut: Cut | None = None,
+) -> Stream:
+    """Return a class-incremental `split` in which classes blur over tasks, without boundaries between these.
+
+    Of the n training samples of a class, `round(blur * n)` drawn by `seed` leave the task that the class belongs to
+    and are dealt evenly to all others. Where tasks are of equal size this is "blurry" of Bang et al. 2021, 2103.17230,
+    who count the same share by task (blurry10 is 0.1). Validation and test samples stay with their class's own task.
+
+    Args:
+        dataset: where the samples come from.
+        tasks: how many, at least 2; at most the number of classes.
+        blur: share of a class's training samples that is found outside its task, 0 to 1.
+        classes_per_task: as for `split`, as all that follows.
+        shuffle_classes: draw the order of the classes by `seed`.
+        seed: of the order of classes, and of the samples that leave.
+        cut: how training data is divided, before samples leave.
+
+    Raises:
+        InputError: fewer than 2 tasks, more than the classes allow, or a share out of range.
+    """
+    if tasks < 2:
+        raise InputError(f"stream blurry spreads samples over other tasks, so it needs at least 2, not tasks = {tasks}")
+    if not 0 <= blur <= 1:
+        raise InputError(f"blur = {blur} must be a share, 0 to 1")
+    sharp = split(
+        dataset,
+        tasks=tasks,
+        classes_per_task=classes_per_task,
+        shuffle_classes=shuffle_classes,
+        seed=seed,
+        cut=cut,
+    )
+    inputs = torch.cat([task.train.inputs for task in sharp.tasks])
+    targets = torch.cat([task.train.targets for task in sharp.tasks])
+    where = torch.cat([torch.full_like(task.train.targets, task.index) for task in sharp.tasks])
+    for label in range(len(sharp.classes)):
+        drawn = randomness.generator(seed, "blur", label)
+        mine = (targets == label).nonzero().squeeze(1)
+        away = mine[torch.randperm(len(mine), generator=drawn)[: round(blur * len(mine))]]
+        # How many tasks further on: never none, and each number as often as any other.
+        further = 1 + torch.randperm(tasks - 1, generator=drawn)[torch.arange(len(away)) % (tasks - 1)]
+        where[away] = (where[away] + further) % tasks
+    blurred = []
+    for task in sharp.tasks:
+        here = where == task.index
+        blurred.append(replace(task, train=replace(task.train, inputs=inputs[here], targets=targets[here])))
+    return replace(sharp, name="blurry", tasks=tuple(blurred), boundaries=False)
 
 
 def _only(samples: Samples, chosen: Tensor, count: int) -> Samples:

@@ -101,7 +101,8 @@ class Task:
         index: position in the stream, from 0.
         name: what tables and charts call it.
         train, validation, test: the samples; validation may be empty.
-        classes: the labels that occur, in the stream's numbering; the head of the task has so many outputs.
+        classes: the labels that the task brings, in the stream's numbering; the head of the task has so many outputs.
+            Others may occur in its training samples where the stream has no boundaries.
     """
 
     index: int
@@ -122,6 +123,8 @@ class Stream:
         scenario: what is known at prediction time.
         tasks: the tasks; `tasks[k].index == k`.
         classes: names of all classes, in the stream's numbering.
+        boundaries: a learner may know where a task ends. Where not, the tasks are but the stages after which accuracy
+            is measured, and any class may occur in any of them.
     """
 
     name: str
@@ -129,6 +132,7 @@ class Stream:
     scenario: Scenario
     tasks: tuple[Task, ...]
     classes: tuple[str, ...] = field(repr=False)
+    boundaries: bool = True
 
     def __len__(self) -> int:
         return len(self.tasks)
