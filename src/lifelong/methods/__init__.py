@@ -9,6 +9,7 @@ from lifelong import settings
 from lifelong.errors import InputError, unknown
 from lifelong.methods.anchor import Anchor
 from lifelong.methods.chain import Chain
+from lifelong.methods.dgr import DGR
 from lifelong.methods.ewc import EWC
 from lifelong.methods.feature_extraction import FeatureExtraction
 from lifelong.methods.joint import Joint
@@ -32,10 +33,12 @@ METHODS: dict[str, type[Method]] = {
     "si": SI,
     "rwalk": RWalk,
     "scp": SCP,
+    "dgr": DGR,
 }
 
 __all__ = ["EWC", "L2", "MAS", "METHODS", "SCP", "SI", "Anchor", "Chain", "FeatureExtraction", "Joint", "LwF"]
 __all__ += ["Method", "Naive", "RWalk", "build"]
+__all__ += ["DGR"]
 
 
 def build(name: str, values: Mapping[str, Any]) -> Method:

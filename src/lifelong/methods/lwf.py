@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 from lifelong import tree
 from lifelong.learner import Batch, Learner
 from lifelong.methods.method import Method, state, transient
+from lifelong.methods.teacher import frozen
 from lifelong.models import Network
 from lifelong.models.heads import MultiHead
 from lifelong.settings import setting
@@ -72,7 +72,5 @@ class LwF(Method):
 
     def _teacher(self, learner: Learner) -> Network:
         if self.network is None:
-            self.network = copy.deepcopy(learner.model).requires_grad_(False).eval()
-            live = tree.weights(self.network)
-            tree.copy_({name: live[name] for name in self.teacher}, self.teacher)
+            self.network = frozen(learner.model, self.teacher)
         return self.network
