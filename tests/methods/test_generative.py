@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lifelong import randomness, tree
 from lifelong.errors import InputError
+from lifelong.experiments.recipe import recipe
+from lifelong.experiments.run import run
 from lifelong.learner import Batch, Learner
-from lifelong.methods import DGR, Chain, Method, build
+from lifelong.methods import DGR, Chain, GenerativeClassifier, Method, build
 from lifelong.methods.method import transient
 from lifelong.models import Network, vae, with_head
 from lifelong.streams import Scenario, Split, Stream, Task
@@ -285,7 +288,7 @@ def test_a_generator_refuses_classes_that_it_never_saw() -> None:
         DGR().generate(torch.tensor([0]))
 
 
-GENERATIVE = [("dgr", Scenario.DOMAIN)]
+GENERATIVE = [("dgr", Scenario.DOMAIN), ("generative-classifier", Scenario.CLASS)]
 
 
 @pytest.mark.parametrize(("name", "scenario"), GENERATIVE)
@@ -331,3 +334,80 @@ def test_replay_leaves_the_batch_of_a_chain_alone() -> None:
     watch = Watch()
     trained(Chain({"dgr": DGR(latent=2, hidden=(4,)), "watch": watch}), Scenario.CLASS, steps=3)
     assert watch.seen == [8] * 9
+
+
+def test_the_likeliest_class_is_the_answer() -> None:
+    method, learner = GenerativeClassifier(latent=2, hidden=(8,), samples=20), learner_for(Scenario.CLASS)
+    tasks = two_blots(Scenario.CLASS)
+    for event in loop.train(learner, method, tasks, Schedule(batch_size=24, steps=60)):
+        if isinstance(event, TaskDone):
+            seen = tasks.tasks[: event.task.index + 1]
+            for task in seen:
+                answers = method.logits(learner, task.test.inputs, 0)
+                assert answers.shape == (SAMPLES, CLASSES * len(seen))
+                assert torch.equal(answers.argmax(1), task.test.targets)
+    assert (method.generate(4, 30).mean(0).argmax()) == 4
+
+
+def test_answers_are_importance_sampled_likelihoods() -> None:
+    method = GenerativeClassifier(latent=2, hidden=(8,), samples=4)
+    learner = trained(method, Scenario.CLASS, tasks=2)
+    inputs = stream(Scenario.CLASS).tasks[0].test.inputs[:3]
+    drawn = randomness.generator(learner.seed, "importance samples")
+    noise = torch.randn(4, 3, 2, generator=drawn).double()
+    found = method.logits(learner, inputs, 1)
+    torch.testing.assert_close(method.logits(learner, inputs, 0), found, rtol=0, atol=0)
+    normal = torch.distributions.Normal
+    for label in range(4):
+        generator = method.generators[str(label)]
+        mean, logvar = vae.encode(generator, inputs)
+        q, p = normal(mean, logvar.mul(0.5).exp()), normal(torch.zeros_like(mean), torch.ones_like(mean))
+        total = torch.zeros(3, dtype=torch.float64)
+        for each in noise:
+            z = mean + logvar.mul(0.5).exp() * each
+            weight = vae.log_bernoulli(vae.decode(generator, z), inputs) + (p.log_prob(z) - q.log_prob(z)).sum(1)
+            total += weight.exp() / 4
+        torch.testing.assert_close(found[:, label], total.log(), rtol=1e-9, atol=0)
+
+
+def test_each_class_learns_from_its_own_samples() -> None:
+    method = GenerativeClassifier(latent=2, hidden=(8,))
+    learner = trained(method, Scenario.CLASS, tasks=1)
+    before = {label: tree.snapshot(each) for label, each in method.generators.items()}
+    task = stream(Scenario.CLASS).tasks[0]
+    only = torch.nonzero(task.train.targets == 1).flatten()
+    inputs, targets = task.train.batch(only)
+    loss = method.loss(learner, Batch(inputs, targets, 0), torch.empty(0), torch.empty(0))
+    learner.clock.task = 0
+    found = torch.autograd.grad(loss, list(method.trainable(learner).values()), allow_unused=True)
+    used = dict(zip(method.trainable(learner), found, strict=True))
+    assert all((each is None) == name.startswith("generators.0.") for name, each in used.items())
+
+    for _ in loop.train(learner_at(learner, 1), method, stream(Scenario.CLASS), Schedule(batch_size=8, steps=3)):
+        pass
+    for label, old in before.items():
+        torch.testing.assert_close(tree.snapshot(method.generators[label]), old, rtol=0, atol=0)
+
+
+def learner_at(learner: Learner, task: int) -> Learner:
+    learner.clock.task = task
+    return learner
+
+
+def test_the_network_takes_no_part_in_a_generative_classifier() -> None:
+    method, learner = GenerativeClassifier(latent=2, hidden=(8,)), learner_for(Scenario.CLASS)
+    before = tree.snapshot(tree.weights(learner.model.trunk))
+    for _ in loop.train(learner, method, stream(Scenario.CLASS), Schedule(batch_size=8, steps=3)):
+        pass
+    torch.testing.assert_close(tree.snapshot(tree.weights(learner.model.trunk)), before, rtol=0, atol=0)
+
+
+def test_a_generative_classifier_refuses_what_it_cannot_do() -> None:
+    with pytest.raises(InputError, match="generator of class 3 was asked for, and the classes seen are none"):
+        GenerativeClassifier().generate(3, 1)
+    method = GenerativeClassifier(latent=2, hidden=(8,))
+    trained(method, Scenario.CLASS, tasks=1)
+    with pytest.raises(InputError, match="generator of class 3 was asked for, and the classes seen are 0, 1"):
+        method.generate(3, 1)
+    with pytest.raises(InputError, match="method generative-classifier cannot do scenario task: it can do class"):
+        run(recipe({"stream": "split", "scenario": "task", "method": "generative-classifier"}))

@@ -12,6 +12,7 @@ from lifelong.methods.chain import Chain
 from lifelong.methods.dgr import DGR
 from lifelong.methods.ewc import EWC
 from lifelong.methods.feature_extraction import FeatureExtraction
+from lifelong.methods.generative_classifier import GenerativeClassifier
 from lifelong.methods.joint import Joint
 from lifelong.methods.l2 import L2
 from lifelong.methods.lwf import LwF
@@ -34,11 +35,12 @@ METHODS: dict[str, type[Method]] = {
     "rwalk": RWalk,
     "scp": SCP,
     "dgr": DGR,
+    "generative-classifier": GenerativeClassifier,
 }
 
 __all__ = ["EWC", "L2", "MAS", "METHODS", "SCP", "SI", "Anchor", "Chain", "FeatureExtraction", "Joint", "LwF"]
 __all__ += ["Method", "Naive", "RWalk", "build"]
-__all__ += ["DGR"]
+__all__ += ["DGR", "GenerativeClassifier"]
 
 
 def build(name: str, values: Mapping[str, Any]) -> Method:

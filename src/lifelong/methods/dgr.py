@@ -29,7 +29,7 @@ class DGR(Method):
 
     A scholar is a solver, the network, and a generator, a variational autoencoder. At task t both minimise
     `r * L(new) + (1 - r) * L(x')` with r = 1/t, on as many replayed samples x' as new ones; x' are drawn from the
-    *previous* scholar's generator and labelled by the previous solver (Shin et al. 2017, 1705.08690, eq. 1 and 2). The
+    *previous* scholar's generator and labelled by the previous solver (Shin et al. 2017, 1705.08690, section 3.1). The
     solver's L is the cross-entropy, the generator's the negative evidence lower bound, here per pixel, so that the two
     are of one size. Old answers are over the classes seen by then; where each task has its own head, the loss on
     replayed samples is the mean over the heads of the old tasks.
