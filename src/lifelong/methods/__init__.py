@@ -22,6 +22,7 @@ from lifelong.methods.naive import Naive
 from lifelong.methods.rwalk import RWalk
 from lifelong.methods.scp import SCP
 from lifelong.methods.si import SI
+from lifelong.methods.vcl import VCL, Uncertainty, uncertainty
 
 METHODS: dict[str, type[Method]] = {
     "naive": Naive,
@@ -36,11 +37,12 @@ METHODS: dict[str, type[Method]] = {
     "scp": SCP,
     "dgr": DGR,
     "generative-classifier": GenerativeClassifier,
+    "vcl": VCL,
 }
 
 __all__ = ["EWC", "L2", "MAS", "METHODS", "SCP", "SI", "Anchor", "Chain", "FeatureExtraction", "Joint", "LwF"]
 __all__ += ["Method", "Naive", "RWalk", "build"]
-__all__ += ["DGR", "GenerativeClassifier"]
+__all__ += ["DGR", "VCL", "GenerativeClassifier", "Uncertainty", "uncertainty"]
 
 
 def build(name: str, values: Mapping[str, Any]) -> Method:
