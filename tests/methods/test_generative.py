@@ -336,6 +336,14 @@ def test_replay_leaves_the_batch_of_a_chain_alone() -> None:
     assert watch.seen == [8] * 9
 
 
+@pytest.mark.parametrize("other", ["si", "rwalk"])
+def test_paths_are_of_the_network_alone_where_a_generator_learns_too(other: str) -> None:
+    path = build(other, {"strength": 1.0})
+    learner = trained(Chain({other: path, "dgr": DGR(latent=2, hidden=(4,))}), Scenario.TASK)
+    assert path.anchor.weight.keys() == tree.parameters(learner.model).keys()  # type: ignore[attr-defined]
+    assert any(each.any() for each in path.anchor.weight.values())  # type: ignore[attr-defined]
+
+
 def test_the_likeliest_class_is_the_answer() -> None:
     method, learner = GenerativeClassifier(latent=2, hidden=(8,), samples=20), learner_for(Scenario.CLASS)
     tasks = two_blots(Scenario.CLASS)
