@@ -104,6 +104,19 @@ def test_early_stopping_ends_the_task_with_its_best_weights() -> None:
     assert accuracy(learner, method("naive", {}), task, task.validation) == max(seen)
 
 
+def test_early_stopping_puts_back_what_a_method_trains_beside_the_network() -> None:
+    learner, stream, schedule = prepared(epochs=4, validation=0.5, method="dgr")
+    dgr, stopping, first = method("dgr", {}), EarlyStopping(patience=5), {}
+    for event in train(learner, dgr, stream, schedule):
+        if isinstance(event, EpochDone):
+            stopping.look(learner, dgr, event.task)
+            stopping.best = 2.0  # no later epoch can be better than the first
+            first = first or tree.snapshot(learner.params)
+    assert not torch.equal(learner.params["generator.decoder.0.weight"], first["generator.decoder.0.weight"])
+    stopping.finish(learner)
+    torch.testing.assert_close(tree.snapshot(learner.params), first, rtol=0, atol=0)
+
+
 def test_any_module_learns_without_its_head() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 3))
     made = recipe({"stream": "split", "scenario": "task", "epochs": 3})

@@ -11,12 +11,14 @@ from lifelong.methods.a_gem import AGEM
 from lifelong.methods.anchor import Anchor
 from lifelong.methods.chain import Chain
 from lifelong.methods.der import DER, DERpp
+from lifelong.methods.dgr import DGR
 from lifelong.methods.er import ER
 from lifelong.methods.er_ace import ERACE
 from lifelong.methods.ewc import EWC
 from lifelong.methods.feature_extraction import FeatureExtraction
 from lifelong.methods.gdumb import GDumb
 from lifelong.methods.gem import GEM
+from lifelong.methods.generative_classifier import GenerativeClassifier
 from lifelong.methods.gss import GSS
 from lifelong.methods.icarl import ICaRL
 from lifelong.methods.joint import Joint
@@ -34,6 +36,7 @@ from lifelong.methods.rwalk import RWalk
 from lifelong.methods.scp import SCP
 from lifelong.methods.si import SI
 from lifelong.methods.slda import SLDA
+from lifelong.methods.vcl import VCL, Uncertainty, uncertainty
 
 METHODS: dict[str, type[Method]] = {
     "naive": Naive,
@@ -61,11 +64,15 @@ METHODS: dict[str, type[Method]] = {
     "ncm": NCM,
     "slda": SLDA,
     "ranpac": RanPAC,
+    "dgr": DGR,
+    "generative-classifier": GenerativeClassifier,
+    "vcl": VCL,
 }
 
 __all__ = [
     "AGEM",
     "DER",
+    "DGR",
     "ER",
     "ERACE",
     "EWC",
@@ -80,11 +87,13 @@ __all__ = [
     "SCP",
     "SI",
     "SLDA",
+    "VCL",
     "Anchor",
     "Chain",
     "DERpp",
     "FeatureExtraction",
     "GDumb",
+    "GenerativeClassifier",
     "ICaRL",
     "Joint",
     "LwF",
@@ -93,7 +102,9 @@ __all__ = [
     "Naive",
     "RWalk",
     "RanPAC",
+    "Uncertainty",
     "build",
+    "uncertainty",
 ]
 
 

@@ -54,7 +54,7 @@ class RWalk(Method):
 
     def after_backward(self, learner: Learner) -> None:
         self.path.observe(learner.params, self.mark)
-        gradients = tree.gradients(learner.params)
+        gradients = tree.gradients({name: learner.params[name] for name in self.squares})
         for squares, gradient in tree.blocks(gradients, self.squares, gradients):
             torch._foreach_addcmul_(squares, gradient, gradient)
 

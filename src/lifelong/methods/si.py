@@ -39,7 +39,8 @@ class Path:
 
     @torch.no_grad()
     def observe(self, params: Params, start: Params) -> None:
-        """Take in the gradients of `params`, of the loss alone, before a step."""
+        """Take in the gradients of `params`, of the loss alone, before a step; of those that it was started with."""
+        params = {name: params[name] for name in self.integral}
         found = tree.gradients(params)
         self.settle({name: each for name, each in params.items() if name not in found}, start)
         trees = (self.integral, self.gradient, found, params, start)
@@ -51,8 +52,9 @@ class Path:
     @torch.no_grad()
     def settle(self, params: Params, start: Params) -> None:
         """Finish the last step of `params`, so that their integral is true."""
+        known = [name for name in params if name in self.integral]
         trees = (self.integral, self.gradient, params, start)
-        for integral, last, theta, origin in tree.blocks(params, *trees):
+        for integral, last, theta, origin in tree.blocks(known, *trees):
             torch._foreach_addcmul_(integral, last, torch._foreach_sub(theta, origin), value=-1)
             torch._foreach_zero_(last)
 

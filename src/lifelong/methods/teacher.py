@@ -28,7 +28,7 @@ class Teacher:
         self.weights, self.copied = tree.snapshot(tree.weights(learner.model)), None
 
     def network(self, learner: Learner) -> Network:
-        """Return the old network; heads that came since are there as they were when it was asked for first."""
+        """Return the old network; layers that came since are as they were when it was asked for first."""
         if self.copied is None:
             self.copied = copy.deepcopy(learner.model).requires_grad_(False).eval()
             live = tree.weights(self.copied)
