@@ -17,6 +17,7 @@ from lifelong.methods.lwf import LwF
 from lifelong.methods.mas import MAS
 from lifelong.methods.method import Method
 from lifelong.methods.naive import Naive
+from lifelong.methods.packnet import PackNet
 from lifelong.methods.rwalk import RWalk
 from lifelong.methods.scp import SCP
 from lifelong.methods.si import SI
@@ -32,10 +33,11 @@ METHODS: dict[str, type[Method]] = {
     "si": SI,
     "rwalk": RWalk,
     "scp": SCP,
+    "packnet": PackNet,
 }
 
 __all__ = ["EWC", "L2", "MAS", "METHODS", "SCP", "SI", "Anchor", "Chain", "FeatureExtraction", "Joint", "LwF"]
-__all__ += ["Method", "Naive", "RWalk", "build"]
+__all__ += ["Method", "Naive", "PackNet", "RWalk", "build"]
 
 
 def build(name: str, values: Mapping[str, Any]) -> Method:

@@ -1,0 +1,268 @@
+"""Structural methods: old answers stay to the bit, and parameters are shared out as the papers say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lifelong import tree
+from lifelong.errors import InputError
+from lifelong.experiments import build
+from lifelong.experiments.recipe import recipe
+from lifelong.experiments.run import Every, events
+from lifelong.learner import Learner
+from lifelong.methods import METHODS, Method, PackNet
+from lifelong.methods.structure import Hold
+from lifelong.streams import Stream
+from lifelong.training import loop
+from lifelong.training.evaluation import accuracy, evaluating
+from lifelong.training.loop import Step, TaskDone
+
+STRUCTURAL = [name for name, kind in METHODS.items() if kind.family == "structural"]
+MODELS: dict[str, dict[str, Any]] = {
+    "mlp": {"name": "mlp", "hidden": [24, 16], "dropout": 0.2},
+    "batch norm": {"name": "convnet", "channels": [6, 8]},
+    "no norm": {"name": "convnet", "channels": [6, 8], "norm": "none"},
+}
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "adam": {"lr": 0.01, "optimizer": {"name": "adam", "weight_decay": 0.1}},
+    "momentum": {"lr": 0.05, "optimizer": {"name": "sgd", "momentum": 0.9, "weight_decay": 0.01}},
+    "adam kept": {"lr": 0.01, "optimizer": {"name": "adamw", "weight_decay": 0.1}, "keep_optimizer": True},
+}
+
+
+def values(method: str, **more: Any) -> dict[str, Any]:
+    return {
+        "stream": "split",
+        "data": "digits",
+        "scenario": "task",
+        "tasks": 4,
+        "method": method,
+        "model": MODELS["mlp"],
+        "train_samples": 80,
+        "batch_size": 16,
+        "steps": 9,
+        "device": "cpu",
+        "threads": 1,
+        "optimizer": {"name": "adam"},
+        "lr": 0.01,
+        **more,
+    }
+
+
+def begun(**chosen: Any) -> tuple[Learner, Method, Stream, Any]:
+    made = recipe(values(**chosen))
+    stream, method = build.stream(made), build.method(made)
+    learner = build.learner(made, stream)
+    return learner, method, stream, loop.train(learner, method, stream, build.schedule(made))
+
+
+def trained(**chosen: Any) -> tuple[Learner, Method, Stream]:
+    learner, method, stream, running = begun(**chosen)
+    for _ in running:
+        pass
+    return learner, method, stream
+
+
+def answers(learner: Learner, method: Method, stream: Stream, index: int) -> Tensor:
+    inputs, _ = next(stream.tasks[index].test.ready(learner.device).batches(100))
+    with evaluating(learner.model), torch.inference_mode():
+        return method.logits(learner, inputs, index)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("method", STRUCTURAL)
+def test_old_answers_stay_to_the_bit(method: str, model: str, optimizer: str) -> None:
+    learner, running, stream, train = begun(method=method, model=MODELS[model], **OPTIMIZERS[optimizer])
+    kept: list[Tensor] = []
+    for event in train:
+        if type(event) is TaskDone:
+            kept.append(answers(learner, running, stream, event.task.index))
+    for index, before in enumerate(kept):
+        assert torch.equal(answers(learner, running, stream, index), before)
+    assert not torch.equal(kept[0], kept[1])
+
+
+@pytest.mark.parametrize("model", [{"name": "mlp", "hidden": [64, 32]}, {"name": "convnet", "channels": [16, 16]}])
+@pytest.mark.parametrize("method", STRUCTURAL)
+def test_all_tasks_are_known_at_the_end(method: str, model: dict[str, Any]) -> None:
+    learner, running, stream = trained(method=method, model=model, steps=60, train_samples=200)
+    reached = [accuracy(learner, running, task, task.test) for task in stream.tasks]
+    assert sum(reached) / len(reached) > 0.85
+
+
+@pytest.mark.parametrize("method", STRUCTURAL)
+def test_tasks_to_come_are_answered(method: str) -> None:
+    learner, running, stream, train = begun(method=method)
+    for _ in range(2):
+        assert answers(learner, running, stream, 3).shape[1] == len(stream.tasks[3].classes)
+        next(event for event in train if type(event) is TaskDone)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"model": MODELS["batch norm"]},
+        {"keep_optimizer": True},
+        {"optimizer": {"name": "sgd", "momentum": 0.9}, "keep_optimizer": True, "clip": 0.5},
+        {"precision": "bf16"},
+    ],
+    ids=["batch norm", "adam kept", "momentum kept, clip", "bf16"],
+)
+@pytest.mark.parametrize("after", [8, 14, 25])
+@pytest.mark.parametrize("method", STRUCTURAL)
+def test_resumed_to_the_bit(method: str, after: int, more: dict[str, Any], tmp_path: Path) -> None:
+    made = recipe(values(method, tasks=3, **more))
+    for _ in events(made, tmp_path / "whole"):
+        pass
+    steps = 0
+    running = events(made, tmp_path / "stopped", checkpoint_every=Every(steps=2, seconds=None))
+    for event in running:
+        steps += type(event) is Step
+        if steps == after:
+            break
+    running.close()
+    for _ in events(made, tmp_path / "stopped", resume=True):
+        pass
+    whole, resumed = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "stopped"))
+    assert whole == resumed
+
+
+@pytest.mark.parametrize("method", STRUCTURAL)
+def test_other_scenarios_are_refused(method: str) -> None:
+    with pytest.raises(InputError, match=f"method {method} cannot do scenario class"):
+        build.method(recipe(values(method, scenario="class")))
+
+
+@pytest.mark.parametrize("method", sorted({*STRUCTURAL} - {"separate"}))
+def test_a_shared_head_is_refused(method: str) -> None:
+    with pytest.raises(InputError, match=f"method {method} .*choose head multi"):
+        trained(method=method, head="single", stream="permuted")
+
+
+def test_held_entries_stay_and_others_move() -> None:
+    torch.manual_seed(0)
+    params = {"a": torch.randn(5, 7, requires_grad=True), "b": torch.randn(3, requires_grad=True)}
+    held = {"a": torch.rand(5, 7) < 0.5, "b": torch.zeros(3, dtype=torch.bool)}
+    before, hold = tree.snapshot(params), Hold.of(params, held)
+    optimizer = torch.optim.Adam(params.values(), lr=0.1, weight_decay=0.3)
+    for _ in range(3):
+        optimizer.zero_grad()
+        sum((each**3).sum() for each in params.values()).backward()
+        hold.mask(params)
+        for name, each in params.items():
+            assert torch.equal(each.grad == 0, held[name])
+        optimizer.step()
+        hold.restore(params)
+    for name, each in params.items():
+        assert torch.equal(each.detach() == before[name], held[name])
+
+
+def shares(total: int, prune: float, tasks: int) -> list[int]:
+    """Free weights of a layer before each task."""
+    free = [total]
+    for _ in range(tasks - 1):
+        free.append(int(prune * free[-1]))
+    return free
+
+
+@pytest.mark.parametrize("prune", [0.3, 0.5, 0.75])
+def test_packnet_shares_each_layer_out(prune: float) -> None:
+    learner, method, _ = trained(method={"name": "packnet", "prune": prune})
+    assert isinstance(method, PackNet)
+    assert set(method.owner) == {"trunk.1.weight", "trunk.4.weight"}
+    live = dict(learner.model.named_parameters())
+    for name, owner in method.owner.items():
+        assert owner.dtype == torch.uint8
+        free = shares(owner.numel(), prune, 4)
+        owned = [int((owner == task).sum()) for task in range(1, 5)]
+        # The last task keeps all that it took.
+        assert owned == [free[0] - free[1], free[1] - free[2], free[2] - free[3], free[3]]
+        assert not (owner == 0).any()
+        assert live[name].shape == owner.shape
+
+
+def test_packnet_frees_the_smallest_weights_and_trains_the_others_on() -> None:
+    learner, method, _, running = begun(method={"name": "packnet", "prune": 0.5, "retrain": 1 / 3})
+    assert isinstance(method, PackNet)
+    name = "trunk.1.weight"
+    weight = dict(learner.model.named_parameters())[name]
+    path = []
+    for event in running:
+        if type(event) is TaskDone:
+            break
+        if type(event) is Step:
+            path.append((weight.detach().clone(), method.owner[name].clone()))
+    assert [int((owner == 0).sum()) for _, owner in path] == [0] * 5 + [weight.numel() // 2] * 4
+    freed = path[-1][1] == 0
+    # The step that prunes moves the weights first, by at most about the learning rate.
+    last = path[4][0].abs()
+    assert last[freed].max() <= last[~freed].min() + 0.025
+    for moved, _ in path[5:]:
+        assert not moved[freed].any()
+    assert not torch.equal(path[5][0][~freed], path[-1][0][~freed])
+
+
+def test_packnet_starts_later_tasks_from_zero() -> None:
+    learner, method, _, running = begun(method="packnet")
+    next(event for event in running if type(event) is TaskDone)
+    assert isinstance(method, PackNet)
+    live = dict(learner.model.named_parameters())
+    for name, owner in method.owner.items():
+        assert torch.equal(live[name] == 0, owner == 0)
+
+
+def test_packnet_frees_nothing_after_the_last_task_only_where_it_is_known() -> None:
+    learner, method, stream, running = begun(method={"name": "packnet", "prune": 0.5}, tasks=2)
+    learner.planned_tasks = None
+    for _ in running:
+        pass
+    assert isinstance(method, PackNet)
+    for owner in method.owner.values():
+        assert int((owner == 0).sum()) == shares(owner.numel(), 0.5, 3)[-1]
+    assert len(stream) == 2
+
+
+def test_packnet_refuses_a_ratio_that_leaves_nothing() -> None:
+    message = r"prune = 0 leaves 0 of 1920 weights free for task 2: prune more"
+    with pytest.raises(InputError, match=message):
+        trained(method={"name": "packnet", "prune": 0.0})
+    # 2 x 64 + 2 x 2 weights dwindle to 1 and 0, 0 and 0.
+    steps = []
+    with pytest.raises(InputError, match="leaves 0 of 132 weights free for task 4"):
+        steps += begun(method={"name": "packnet", "prune": 0.15}, model={"name": "mlp", "hidden": [2, 2]})[3]
+    assert steps == []
+
+
+def test_packnet_refuses_a_full_network_where_the_stream_has_no_known_end() -> None:
+    learner, _, _, running = begun(method={"name": "packnet", "prune": 0.15}, model={"name": "mlp", "hidden": [2, 2]})
+    learner.planned_tasks = None
+    done = []
+    with pytest.raises(InputError, match="leaves 0 of 132 weights free for task 4"):
+        done += [event.task.index for event in running if type(event) is TaskDone]
+    assert learner.clock.task == 3
+
+
+def test_packnet_counts_to_255() -> None:
+    learner, method, stream, _ = begun(method="packnet", tasks=2)
+    learner.planned_tasks = 256
+    method.prune = 0.999
+    with pytest.raises(InputError, match="at most 255 tasks apart: task 256 is too many"):
+        method.setup(learner)
+    assert len(stream) == 2
+
+
+def test_packnet_leaves_the_rest_as_the_first_task_left_it() -> None:
+    learner, _, _, running = begun(method="packnet", model=MODELS["batch norm"], **OPTIMIZERS["momentum"])
+    next(event for event in running if type(event) is TaskDone)
+    rest = {name: each for name, each in tree.weights(learner.model.trunk).items() if each.dim() < 2}
+    before = tree.snapshot(rest)
+    assert any("running_var" in name for name in rest)
+    for _ in running:
+        pass
+    torch.testing.assert_close(rest, before, rtol=0, atol=0)
