@@ -15,7 +15,8 @@ from lifelong.experiments import build
 from lifelong.experiments.recipe import recipe
 from lifelong.experiments.run import Every, events
 from lifelong.learner import Learner
-from lifelong.methods import METHODS, Method, PackNet
+from lifelong.methods import METHODS, Method, PackNet, Piggyback
+from lifelong.methods.piggyback import masked, pack, unpack
 from lifelong.methods.structure import Hold
 from lifelong.streams import Stream
 from lifelong.training import loop
@@ -91,7 +92,7 @@ def test_old_answers_stay_to_the_bit(method: str, model: str, optimizer: str) ->
 @pytest.mark.parametrize("model", [{"name": "mlp", "hidden": [64, 32]}, {"name": "convnet", "channels": [16, 16]}])
 @pytest.mark.parametrize("method", STRUCTURAL)
 def test_all_tasks_are_known_at_the_end(method: str, model: dict[str, Any]) -> None:
-    learner, running, stream = trained(method=method, model=model, steps=60, train_samples=200)
+    learner, running, stream = trained(method=method, model=model, steps=150, train_samples=200)
     reached = [accuracy(learner, running, task, task.test) for task in stream.tasks]
     assert sum(reached) / len(reached) > 0.85
 
@@ -266,3 +267,54 @@ def test_packnet_leaves_the_rest_as_the_first_task_left_it() -> None:
     for _ in running:
         pass
     torch.testing.assert_close(rest, before, rtol=0, atol=0)
+
+
+def test_piggyback_goes_straight_through_the_step() -> None:
+    torch.manual_seed(0)
+    scores, weight = torch.randn(4, 5, requires_grad=True), torch.randn(4, 5)
+    used = masked(scores, weight, 0.3)
+    assert torch.equal(used, torch.where(scores > 0.3, weight, 0.0))
+    above = torch.randn(4, 5)
+    (found,) = torch.autograd.grad(used, scores, above)
+    assert torch.equal(found, above * weight)
+
+
+@pytest.mark.parametrize("shape", [(8,), (3, 5), (2, 3, 3, 3), (1,)])
+def test_packing_takes_one_bit_a_weight(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    mask = torch.rand(shape) < 0.5
+    packed = pack(mask)
+    assert (packed.dtype, packed.shape) == (torch.uint8, (-(-mask.numel() // 8),))
+    assert torch.equal(unpack(packed, torch.empty(shape, dtype=torch.float64)), mask.double())
+
+
+def test_packing_puts_the_first_weight_in_the_lowest_bit() -> None:
+    assert pack(torch.tensor([True, False, True] + [False] * 5 + [False, True])).tolist() == [5, 2]
+
+
+@pytest.mark.parametrize("learn_first", [True, False])
+def test_piggyback_keeps_bits_and_leaves_the_backbone(learn_first: bool) -> None:
+    chosen = {"name": "piggyback", "learn_first": learn_first}
+    learner, method, _, running = begun(method=chosen)
+    start = tree.snapshot(tree.weights(learner.model.trunk))
+    next(event for event in running if type(event) is TaskDone)
+    first = tree.snapshot(tree.weights(learner.model.trunk))
+    for _ in running:
+        pass
+    assert isinstance(method, Piggyback)
+    torch.testing.assert_close(tree.weights(learner.model.trunk), first, rtol=0, atol=0)
+    assert torch.equal(first["1.weight"], start["1.weight"]) is not learn_first
+    sizes = {name: each.numel() for name, each in first.items() if each.dim() > 1}
+    bits = {name: -(-count // 8) for name, count in sizes.items()}
+    masks = [{name: each.numel() for name, each in mask.items()} for mask in method.masks]
+    assert masks == [{} if learn_first else bits, bits, bits, bits]
+    used = [unpack(mask["1.weight"], first["1.weight"]).mean() for mask in method.masks if mask]
+    assert all(0.2 < share < 1 for share in used)
+
+
+def test_piggyback_starts_each_task_with_all_weights() -> None:
+    learner, method, stream, running = begun(method="piggyback")
+    for event in running:
+        if type(event) is TaskDone and event.task.index < 3:
+            plain = learner.model.eval()(stream.tasks[3].test.scaled(stream.tasks[3].test.inputs[:100]), 3)
+            assert torch.equal(answers(learner, method, stream, 3), plain)

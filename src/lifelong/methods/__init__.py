@@ -18,6 +18,7 @@ from lifelong.methods.mas import MAS
 from lifelong.methods.method import Method
 from lifelong.methods.naive import Naive
 from lifelong.methods.packnet import PackNet
+from lifelong.methods.piggyback import Piggyback
 from lifelong.methods.rwalk import RWalk
 from lifelong.methods.scp import SCP
 from lifelong.methods.si import SI
@@ -34,10 +35,11 @@ METHODS: dict[str, type[Method]] = {
     "rwalk": RWalk,
     "scp": SCP,
     "packnet": PackNet,
+    "piggyback": Piggyback,
 }
 
 __all__ = ["EWC", "L2", "MAS", "METHODS", "SCP", "SI", "Anchor", "Chain", "FeatureExtraction", "Joint", "LwF"]
-__all__ += ["Method", "Naive", "PackNet", "RWalk", "build"]
+__all__ += ["Method", "Naive", "PackNet", "Piggyback", "RWalk", "build"]
 
 
 def build(name: str, values: Mapping[str, Any]) -> Method:
