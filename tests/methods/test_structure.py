@@ -15,13 +15,13 @@ from lifelong.experiments import build
 from lifelong.experiments.recipe import recipe
 from lifelong.experiments.run import Every, events
 from lifelong.learner import Learner
-from lifelong.methods import METHODS, Method, PackNet, Piggyback
+from lifelong.methods import METHODS, Method, PackNet, Piggyback, Separate
 from lifelong.methods.piggyback import masked, pack, unpack
 from lifelong.methods.structure import Hold
 from lifelong.streams import Stream
 from lifelong.training import loop
 from lifelong.training.evaluation import accuracy, evaluating
-from lifelong.training.loop import Step, TaskDone
+from lifelong.training.loop import Step, TaskDone, TaskStarted
 
 STRUCTURAL = [name for name, kind in METHODS.items() if kind.family == "structural"]
 MODELS: dict[str, dict[str, Any]] = {
@@ -318,3 +318,30 @@ def test_piggyback_starts_each_task_with_all_weights() -> None:
         if type(event) is TaskDone and event.task.index < 3:
             plain = learner.model.eval()(stream.tasks[3].test.scaled(stream.tasks[3].test.inputs[:100]), 3)
             assert torch.equal(answers(learner, method, stream, 3), plain)
+
+
+def test_separate_networks_start_alike_and_share_nothing() -> None:
+    model = {"name": "mlp", "hidden": [24, 16]}
+    learner, method, stream, running = begun(method="separate", model=model)
+    started = []
+    for event in running:
+        if type(event) is TaskStarted:
+            started.append(tree.snapshot(tree.weights(learner.model.trunk)))
+    for each in started[1:]:
+        torch.testing.assert_close(each, started[0], rtol=0, atol=0)
+    assert isinstance(method, Separate)
+    assert len(method.networks) == len(stream)
+    # A task is learned as if it were the only one.
+    alone, naive, _, running = begun(method="naive", model=model)
+    next(event for event in running if type(event) is TaskDone)
+    torch.testing.assert_close(answers(alone, naive, stream, 0), answers(learner, method, stream, 0), rtol=0, atol=0)
+
+
+def test_separate_networks_have_a_single_head_each() -> None:
+    learner, method, stream, train = begun(method="separate", stream="permuted", head="single")
+    kept = []
+    for event in train:
+        if type(event) is TaskDone:
+            kept.append(answers(learner, method, stream, event.task.index))
+    for index, before in enumerate(kept):
+        assert torch.equal(answers(learner, method, stream, index), before)

@@ -21,6 +21,7 @@ from lifelong.methods.packnet import PackNet
 from lifelong.methods.piggyback import Piggyback
 from lifelong.methods.rwalk import RWalk
 from lifelong.methods.scp import SCP
+from lifelong.methods.separate import Separate
 from lifelong.methods.si import SI
 
 METHODS: dict[str, type[Method]] = {
@@ -36,10 +37,11 @@ METHODS: dict[str, type[Method]] = {
     "scp": SCP,
     "packnet": PackNet,
     "piggyback": Piggyback,
+    "separate": Separate,
 }
 
 __all__ = ["EWC", "L2", "MAS", "METHODS", "SCP", "SI", "Anchor", "Chain", "FeatureExtraction", "Joint", "LwF"]
-__all__ += ["Method", "Naive", "PackNet", "Piggyback", "RWalk", "build"]
+__all__ += ["Method", "Naive", "PackNet", "Piggyback", "RWalk", "Separate", "build"]
 
 
 def build(name: str, values: Mapping[str, Any]) -> Method:
