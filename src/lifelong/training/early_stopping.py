@@ -34,7 +34,7 @@ class EarlyStopping:
         reached = accuracy(learner, method, task, task.validation)
         if reached > self.best:
             self.best, self.waited = reached, 0
-            self.weights = tree.snapshot(tree.weights(learner.model))
+            self.weights = tree.snapshot(_moving(learner))
         else:
             self.waited += 1
         learner.clock.stop_task = self.waited >= self.patience
@@ -42,4 +42,9 @@ class EarlyStopping:
     def finish(self, learner: Learner) -> None:
         """Put the best weights back."""
         if self.weights:
-            tree.copy_(tree.weights(learner.model), self.weights)
+            tree.copy_(_moving(learner), self.weights)
+
+
+def _moving(learner: Learner) -> Params:
+    """Return the network's weights, and what the method trains besides."""
+    return {**tree.weights(learner.model), **learner.params}
