@@ -7,21 +7,24 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lifelong import tree
 from lifelong.errors import InputError
 from lifelong.experiments import build
 from lifelong.experiments.recipe import recipe
 from lifelong.experiments.run import Every, events
-from lifelong.learner import Learner
-from lifelong.methods import METHODS, Method, PackNet, Piggyback, Separate
+from lifelong.learner import Batch, Learner
+from lifelong.methods import HAT, METHODS, Method, PackNet, Piggyback, Separate
 from lifelong.methods.piggyback import masked, pack, unpack
+from lifelong.methods.sequence import stages
 from lifelong.methods.structure import Hold
 from lifelong.streams import Stream
 from lifelong.training import loop
+from lifelong.training.early_stopping import EarlyStopping
 from lifelong.training.evaluation import accuracy, evaluating
-from lifelong.training.loop import Step, TaskDone, TaskStarted
+from lifelong.training.loop import Step, StepsDone, TaskDone, TaskStarted
 
 STRUCTURAL = [name for name, kind in METHODS.items() if kind.family == "structural"]
 MODELS: dict[str, dict[str, Any]] = {
@@ -34,6 +37,8 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "momentum": {"lr": 0.05, "optimizer": {"name": "sgd", "momentum": 0.9, "weight_decay": 0.01}},
     "adam kept": {"lr": 0.01, "optimizer": {"name": "adamw", "weight_decay": 0.1}, "keep_optimizer": True},
 }
+
+FIRST = {"piggyback": {"learn_first": False}}
 
 
 def values(method: str, **more: Any) -> dict[str, Any]:
@@ -345,3 +350,138 @@ def test_separate_networks_have_a_single_head_each() -> None:
             kept.append(answers(learner, method, stream, event.task.index))
     for index, before in enumerate(kept):
         assert torch.equal(answers(learner, method, stream, index), before)
+
+
+def test_hat_holds_weights_between_used_units_and_no_others() -> None:
+    learner, method, _, running = begun(method="hat", model={"name": "mlp", "hidden": [24, 16], "activation": "tanh"})
+    next(event for event in running if type(event) is TaskDone)
+    assert isinstance(method, HAT)
+    first, second = (each > 0 for each in method.used.values())
+    assert 0 < first.sum() < len(first)
+    live = dict(learner.model.named_parameters())
+    before = tree.snapshot(live)
+    next(event for event in running if type(event) is TaskDone)
+    stays = {name: live[name] == before[name] for name in before}
+    # Pixels that are 0 in every image of the task give no gradient to the weights that they feed.
+    seen = ~stays["trunk.1.weight"].all(0)
+    assert stays["trunk.1.weight"][first].all()
+    assert not stays["trunk.1.weight"][~first][:, seen].all(1).any()
+    assert torch.equal(stays["trunk.1.bias"], first)
+    assert torch.equal(stays["trunk.3.weight"], second[:, None] & first)
+    assert torch.equal(stays["trunk.3.bias"], second)
+
+
+def test_hat_uses_what_any_task_used() -> None:
+    _, method, _ = trained(method="hat")
+    assert isinstance(method, HAT)
+    for name, used in method.used.items():
+        masks = torch.stack([mask[name] for mask in method.masks])
+        assert torch.equal(used > 0, masks.any(0))
+        assert not masks.all()
+
+
+def test_hat_answers_through_the_units_of_the_task_alone() -> None:
+    learner, method, stream = trained(method="hat")
+    assert isinstance(method, HAT)
+    before = answers(learner, method, stream, 1)
+    with torch.no_grad():
+        for name in ("trunk.1", "trunk.4"):
+            learner.model.get_submodule(name).weight[~method.masks[1][name]] += 7.0
+    assert torch.equal(answers(learner, method, stream, 1), before)
+
+
+@pytest.mark.parametrize(("cycles", "rises"), [(1, [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]), (2, [0.0, 0.5, 1.0] * 2)])
+def test_hat_follows_its_equations(cycles: int, rises: list[float]) -> None:
+    """Attention, penalty and the embeddings' gradients of each step, worked out anew from the equations."""
+    model = {"name": "mlp", "hidden": [6], "activation": "tanh"}
+    chosen = {"name": "hat", "cycles": cycles, "s_max": 4.0, "sparsity": 0.5}
+    made = {"method": chosen, "model": model, "steps": 6, "optimizer": {"name": "sgd"}, "lr": 0.05}
+    learner, method, stream, running = begun(**made)
+    assert isinstance(method, HAT)
+    next(event for event in running if type(event) is TaskDone)
+    next(event for event in running if type(event) is TaskStarted)
+    used = method.used["trunk.1"].clone()
+    task = stream.tasks[1].train.ready(learner.device)
+    batch = Batch(task.scaled(task.inputs[:16]), task.targets[:16], 1)
+    for step, rise in enumerate(rises):
+        learner.clock.step = step
+        learner.model.zero_grad()
+        e = method.embeddings["trunk.1"]
+        e.grad = None
+        logits = method.forward(learner, batch)
+        loss = method.loss(learner, batch, logits, F.cross_entropy(logits, batch.targets))
+        loss.backward()
+        method.before_step(learner)
+
+        free, s = e.detach().clone().requires_grad_(), 1 / 4 + (4 - 1 / 4) * rise
+        a = 1 / (1 + torch.exp(-s * free))
+        weight, bias = (each.detach() for each in learner.model.trunk[1].parameters())
+        hidden = torch.tanh(batch.inputs.flatten(1) @ weight.T + bias) * a
+        entropy = F.cross_entropy(learner.model.head(hidden, 1), batch.targets)
+        expected = entropy + 0.5 * (a * (1 - used)).sum() / (1 - used).sum()
+        torch.testing.assert_close(loss, expected)
+        (slope,) = torch.autograd.grad(expected, free)
+        factor = 4 * (torch.cosh(s * free) + 1) / (s * (torch.cosh(free) + 1))
+        torch.testing.assert_close(e.grad, slope * factor.detach(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("flatten_first", [True, False])
+@pytest.mark.parametrize("method", ["hat"])
+def test_channels_that_are_flattened_stay_channels(method: str, flatten_first: bool) -> None:
+    middle = [nn.Flatten(), nn.BatchNorm1d(4 * 64)] if flatten_first else [nn.BatchNorm2d(4), nn.Flatten()]
+    layers = [nn.Conv2d(1, 4, 3, padding=1), *middle, nn.ReLU(), nn.Linear(256, 6), nn.Tanh(), nn.Linear(6, 2)]
+    made = recipe(values(method, **OPTIMIZERS["adam"]))
+    stream, running = build.stream(made), build.method(made)
+    learner = build.learner(made, stream, nn.Sequential(*layers))
+    kept = []
+    for event in loop.train(learner, running, stream, build.schedule(made)):
+        if type(event) is TaskDone:
+            kept.append(answers(learner, running, stream, event.task.index))
+    for index, before in enumerate(kept):
+        assert torch.equal(answers(learner, running, stream, index), before)
+
+
+@pytest.mark.parametrize(
+    ("trunk", "what"),
+    [
+        (nn.Sequential(nn.Flatten(), nn.Bilinear(2, 2, 2)), "has a Bilinear"),
+        (nn.TransformerEncoderLayer(8, 2), "has a TransformerEncoderLayer"),
+        (nn.Sequential(nn.Conv2d(2, 4, 3, groups=2)), "has a Conv2d"),
+        (nn.Sequential(nn.Flatten()), "has none"),
+    ],
+)
+def test_other_trunks_are_refused(trunk: nn.Module, what: str) -> None:
+    with pytest.raises(InputError, match=f"method hat needs a trunk that is a sequence of .* layers, .*{what}"):
+        stages(trunk, "hat")
+
+
+def test_a_layer_that_occurs_twice_is_refused() -> None:
+    layer = nn.Linear(4, 4)
+    with pytest.raises(InputError, match="has a Linear"):
+        stages(nn.Sequential(layer, nn.ReLU(), layer), "hat")
+
+
+def test_hat_refuses_normalisation_that_mixes_units() -> None:
+    with pytest.raises(InputError, match="GroupNorm mixes them"):
+        trained(method="hat", model={"name": "convnet", "channels": [8], "norm": "group"})
+
+
+@pytest.mark.parametrize("method", ["piggyback", "hat"])
+def test_an_early_stop_puts_back_what_the_method_trains(method: str) -> None:
+    learner, running, stream, train = begun(method={"name": method, **FIRST.get(method, {})}, validation=0.3)
+    stopping = EarlyStopping(patience=1)
+    seen: list[dict[str, Tensor]] = []
+    for event in train:
+        if type(event) is TaskStarted:
+            stopping.start()
+        if type(event) is Step:
+            stopping.look(learner, running, stream.tasks[0])
+            if stopping.waited == 0:
+                seen.append(tree.snapshot(learner.params))
+            learner.clock.stop_task = len(seen) > 0 and stopping.waited > 2
+        if type(event) is StepsDone:
+            break
+    assert stopping.waited > 0
+    stopping.finish(learner)
+    torch.testing.assert_close(tree.snapshot(learner.params), seen[-1], rtol=0, atol=0)
+    assert any(not name.startswith(("trunk.", "head.")) for name in seen[-1])

@@ -11,6 +11,7 @@ from lifelong.methods.anchor import Anchor
 from lifelong.methods.chain import Chain
 from lifelong.methods.ewc import EWC
 from lifelong.methods.feature_extraction import FeatureExtraction
+from lifelong.methods.hat import HAT
 from lifelong.methods.joint import Joint
 from lifelong.methods.l2 import L2
 from lifelong.methods.lwf import LwF
@@ -38,9 +39,10 @@ METHODS: dict[str, type[Method]] = {
     "packnet": PackNet,
     "piggyback": Piggyback,
     "separate": Separate,
+    "hat": HAT,
 }
 
-__all__ = ["EWC", "L2", "MAS", "METHODS", "SCP", "SI", "Anchor", "Chain", "FeatureExtraction", "Joint", "LwF"]
+__all__ = ["EWC", "HAT", "L2", "MAS", "METHODS", "SCP", "SI", "Anchor", "Chain", "FeatureExtraction", "Joint", "LwF"]
 __all__ += ["Method", "Naive", "PackNet", "Piggyback", "RWalk", "Separate", "build"]
 
 
