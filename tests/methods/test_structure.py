@@ -16,7 +16,7 @@ from lifelong.experiments import build
 from lifelong.experiments.recipe import recipe
 from lifelong.experiments.run import Every, events
 from lifelong.learner import Batch, Learner
-from lifelong.methods import HAT, METHODS, Method, PackNet, Piggyback, Separate
+from lifelong.methods import HAT, METHODS, Method, PackNet, Piggyback, Progressive, Separate
 from lifelong.methods.piggyback import masked, pack, unpack
 from lifelong.methods.sequence import stages
 from lifelong.methods.structure import Hold
@@ -426,7 +426,7 @@ def test_hat_follows_its_equations(cycles: int, rises: list[float]) -> None:
 
 
 @pytest.mark.parametrize("flatten_first", [True, False])
-@pytest.mark.parametrize("method", ["hat"])
+@pytest.mark.parametrize("method", ["hat", "progressive"])
 def test_channels_that_are_flattened_stay_channels(method: str, flatten_first: bool) -> None:
     middle = [nn.Flatten(), nn.BatchNorm1d(4 * 64)] if flatten_first else [nn.BatchNorm2d(4), nn.Flatten()]
     layers = [nn.Conv2d(1, 4, 3, padding=1), *middle, nn.ReLU(), nn.Linear(256, 6), nn.Tanh(), nn.Linear(6, 2)]
@@ -485,3 +485,73 @@ def test_an_early_stop_puts_back_what_the_method_trains(method: str) -> None:
     stopping.finish(learner)
     torch.testing.assert_close(tree.snapshot(learner.params), seen[-1], rtol=0, atol=0)
     assert any(not name.startswith(("trunk.", "head.")) for name in seen[-1])
+
+
+def columns_of(method: Progressive, model: list[int], inputs: Tensor) -> list[list[Tensor]]:
+    """Hidden layers of each column of an mlp, worked out anew from the equations."""
+    found: list[list[Tensor]] = []
+    for column, weights in enumerate(method.columns):
+        hidden = [inputs.flatten(1)]
+        for place in range(len(model)):
+            layer = 1 + 2 * place
+            sums = hidden[-1] @ weights[f"{layer}.weight"].T + weights[f"{layer}.bias"]
+            if column and place:
+                sums = sums + lateral(method, column, f"{place}", [each[place] for each in found])
+            hidden.append(sums.clamp(min=0))
+        found.append(hidden)
+    return found
+
+
+def lateral(method: Progressive, column: int, place: str, below: list[Tensor]) -> Tensor:
+    scale, down, up = (method.adapters[column][f"{place}.{part}"].detach() for part in ("scale", "down", "up"))
+    together = torch.cat([scale[k] * each for k, each in enumerate(below)], 1)
+    return (together @ down.T).clamp(min=0) @ up.T
+
+
+def test_progressive_columns_follow_their_equation() -> None:
+    hidden = [12, 10, 8]
+    learner, method, stream = trained(method="progressive", model={"name": "mlp", "hidden": hidden})
+    assert isinstance(method, Progressive)
+    for index, task in enumerate(stream.tasks):
+        inputs, _ = next(task.test.ready(learner.device).batches(100))
+        columns = columns_of(method, hidden, inputs)
+        expected = learner.model.head(columns[index][-1], index)
+        if index:
+            expected = expected + lateral(method, index, "head", [each[-1] for each in columns[:index]])
+        torch.testing.assert_close(answers(learner, method, stream, index), expected)
+
+
+def test_progressive_columns_grow_and_start_afresh() -> None:
+    _, method, stream = trained(method="progressive", model={"name": "convnet", "channels": [6, 8]})
+    assert isinstance(method, Progressive)
+    assert len(method.columns) == len(method.adapters) == len(stream)
+    assert method.adapters[0] == {}
+    for index in range(1, len(stream)):
+        shapes = {name: tuple(each.shape) for name, each in method.adapters[index].items()}
+        classes = len(stream.tasks[index].classes)
+        assert shapes == {
+            "1.scale": (index,),
+            "1.down": (6, 6 * index, 1, 1),
+            "1.up": (8, 6, 3, 3),
+            "head.scale": (index,),
+            "head.down": (8, 8 * index),
+            "head.up": (classes, 8),
+        }
+
+
+def test_progressive_adapters_are_trained_with_their_column_only() -> None:
+    learner, method, _, running = begun(method="progressive")
+    assert isinstance(method, Progressive)
+    ended: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
+    for event in running:
+        if type(event) is TaskStarted and event.task.index:
+            begin = tree.snapshot(method.adapters[event.task.index])
+            trunk = tree.snapshot(tree.weights(learner.model.trunk))
+            assert not torch.equal(trunk["1.weight"], method.columns[0]["1.weight"])
+        if type(event) is TaskDone:
+            index = event.task.index
+            ended.append((tree.snapshot(method.columns[index]), tree.snapshot(method.adapters[index])))
+            assert not index or not any(torch.equal(each, begin[name]) for name, each in ended[-1][1].items())
+    for index, (column, adapters) in enumerate(ended):
+        torch.testing.assert_close(method.columns[index], column, rtol=0, atol=0)
+        torch.testing.assert_close(tree.snapshot(method.adapters[index]), adapters, rtol=0, atol=0)

@@ -20,6 +20,7 @@ from lifelong.methods.method import Method
 from lifelong.methods.naive import Naive
 from lifelong.methods.packnet import PackNet
 from lifelong.methods.piggyback import Piggyback
+from lifelong.methods.progressive import Progressive
 from lifelong.methods.rwalk import RWalk
 from lifelong.methods.scp import SCP
 from lifelong.methods.separate import Separate
@@ -40,10 +41,11 @@ METHODS: dict[str, type[Method]] = {
     "piggyback": Piggyback,
     "separate": Separate,
     "hat": HAT,
+    "progressive": Progressive,
 }
 
 __all__ = ["EWC", "HAT", "L2", "MAS", "METHODS", "SCP", "SI", "Anchor", "Chain", "FeatureExtraction", "Joint", "LwF"]
-__all__ += ["Method", "Naive", "PackNet", "Piggyback", "RWalk", "Separate", "build"]
+__all__ += ["Method", "Naive", "PackNet", "Piggyback", "Progressive", "RWalk", "Separate", "build"]
 
 
 def build(name: str, values: Mapping[str, Any]) -> Method:

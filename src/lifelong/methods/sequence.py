@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from lifelong.errors import InputError
 
-_NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+# All layers with parameters that a sequence may have.
+LAYERS = (nn.Linear, nn.Conv2d, nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
 @dataclass(frozen=True)
@@ -80,4 +81,4 @@ def _flat(module: nn.Module) -> Iterator[nn.Module]:
 def _fits(module: nn.Module) -> bool:
     if isinstance(module, nn.Conv2d):
         return module.groups == 1 and module.padding_mode == "zeros"
-    return isinstance(module, (nn.Linear, *_NORMS)) or not any(True for _ in module.parameters())
+    return isinstance(module, LAYERS) or not any(True for _ in module.parameters())
