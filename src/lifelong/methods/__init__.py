@@ -11,6 +11,7 @@ from lifelong.methods.anchor import Anchor
 from lifelong.methods.chain import Chain
 from lifelong.methods.ewc import EWC
 from lifelong.methods.feature_extraction import FeatureExtraction
+from lifelong.methods.growing import Growing
 from lifelong.methods.hat import HAT
 from lifelong.methods.joint import Joint
 from lifelong.methods.l2 import L2
@@ -42,10 +43,11 @@ METHODS: dict[str, type[Method]] = {
     "separate": Separate,
     "hat": HAT,
     "progressive": Progressive,
+    "growing": Growing,
 }
 
-__all__ = ["EWC", "HAT", "L2", "MAS", "METHODS", "SCP", "SI", "Anchor", "Chain", "FeatureExtraction", "Joint", "LwF"]
-__all__ += ["Method", "Naive", "PackNet", "Piggyback", "Progressive", "RWalk", "Separate", "build"]
+__all__ = ["EWC", "HAT", "L2", "MAS", "METHODS", "SCP", "SI", "Anchor", "Chain", "FeatureExtraction", "Growing"]
+__all__ += ["Joint", "LwF", "Method", "Naive", "PackNet", "Piggyback", "Progressive", "RWalk", "Separate", "build"]
 
 
 def build(name: str, values: Mapping[str, Any]) -> Method:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from lifelong import randomness, tree
-from lifelong.errors import InputError
 from lifelong.learner import Batch, Learner
 from lifelong.methods import sequence, structure
 from lifelong.methods.method import Method, state, transient
@@ -64,11 +63,7 @@ class HAT(Method):
             InputError: it is no sequence of layers, a normalisation mixes its units, or tasks share a head.
         """
         structure.need_heads(learner, "hat")
-        for stage in sequence.stages(learner.model.trunk, "hat"):
-            for module in stage.rest:
-                if isinstance(module, nn.GroupNorm | nn.LayerNorm):
-                    kind = type(module).__name__
-                    raise InputError(f"method hat keeps units apart, and {kind} mixes them: choose norm batch or none")
+        sequence.need_units_apart(sequence.stages(learner.model.trunk, "hat"), "hat")
 
     def before_task(self, learner: Learner, task: Task) -> None:
         generator = randomness.generator(learner.seed, "hat", task.index)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -117,8 +116,8 @@ class Progressive(Method):
             width = weight.shape[1]
             parts = {
                 "scale": self.scale * torch.rand(index, generator=generator),
-                "down": _drawn((width, index * width, *[1] * (weight.dim() - 2)), generator),
-                "up": _drawn(tuple(weight.shape), generator),
+                "down": sequence.drawn((width, index * width, *[1] * (weight.dim() - 2)), generator),
+                "up": sequence.drawn(tuple(weight.shape), generator),
             }
             made.update({f"{place}.{part}": each.to(weight) for part, each in parts.items()})
         return {name: each.detach() for name, each in made.items()}
@@ -145,9 +144,3 @@ class Progressive(Method):
                 self.columns[index] = tree.weights(trunk)
                 self.frozen.append(sequence.stages(trunk, "progressive"))
         return self.frozen
-
-
-def _drawn(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Return weights of `shape` `[outputs, inputs, ...]`, uniform as those of new linear and convolution layers."""
-    bound = 1 / math.sqrt(math.prod(shape[1:]))
-    return bound * (2 * torch.rand(shape, generator=generator) - 1)

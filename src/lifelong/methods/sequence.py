@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from lifelong.errors import InputError
@@ -68,6 +70,25 @@ def through(modules: Sequence[nn.Module], inputs: Tensor) -> Tensor:
     for module in modules:
         inputs = module(inputs)
     return inputs
+
+
+def need_units_apart(found: Sequence[Stage], method: str) -> None:
+    """Refuse normalisation over several units.
+
+    Raises:
+        InputError: a stage has one.
+    """
+    for stage in found:
+        for module in stage.rest:
+            if isinstance(module, nn.GroupNorm | nn.LayerNorm):
+                kind = type(module).__name__
+                raise InputError(f"method {method} keeps units apart, and {kind} mixes them: choose norm batch or none")
+
+
+def drawn(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Return weights of `shape` `[outputs, inputs, ...]`, uniform as those of new linear and convolution layers."""
+    bound = 1 / math.sqrt(max(math.prod(shape[1:]), 1))
+    return bound * (2 * torch.rand(shape, generator=generator) - 1)
 
 
 def _flat(module: nn.Module) -> Iterator[nn.Module]:
