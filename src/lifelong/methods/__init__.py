@@ -19,7 +19,9 @@ from lifelong.methods.feature_extraction import FeatureExtraction
 from lifelong.methods.gdumb import GDumb
 from lifelong.methods.gem import GEM
 from lifelong.methods.generative_classifier import GenerativeClassifier
+from lifelong.methods.growing import Growing
 from lifelong.methods.gss import GSS
+from lifelong.methods.hat import HAT
 from lifelong.methods.icarl import ICaRL
 from lifelong.methods.joint import Joint
 from lifelong.methods.l2 import L2
@@ -31,9 +33,13 @@ from lifelong.methods.method import Method
 from lifelong.methods.mir import MIR
 from lifelong.methods.naive import Naive
 from lifelong.methods.ncm import NCM
+from lifelong.methods.packnet import PackNet
+from lifelong.methods.piggyback import Piggyback
+from lifelong.methods.progressive import Progressive
 from lifelong.methods.ranpac import RanPAC
 from lifelong.methods.rwalk import RWalk
 from lifelong.methods.scp import SCP
+from lifelong.methods.separate import Separate
 from lifelong.methods.si import SI
 from lifelong.methods.slda import SLDA
 from lifelong.methods.vcl import VCL, Uncertainty, uncertainty
@@ -67,6 +73,12 @@ METHODS: dict[str, type[Method]] = {
     "dgr": DGR,
     "generative-classifier": GenerativeClassifier,
     "vcl": VCL,
+    "packnet": PackNet,
+    "piggyback": Piggyback,
+    "separate": Separate,
+    "hat": HAT,
+    "progressive": Progressive,
+    "growing": Growing,
 }
 
 __all__ = [
@@ -78,6 +90,7 @@ __all__ = [
     "EWC",
     "GEM",
     "GSS",
+    "HAT",
     "L2",
     "LFL",
     "MAS",
@@ -94,14 +107,19 @@ __all__ = [
     "FeatureExtraction",
     "GDumb",
     "GenerativeClassifier",
+    "Growing",
     "ICaRL",
     "Joint",
     "LwF",
     "LwFMC",
     "Method",
     "Naive",
+    "PackNet",
+    "Piggyback",
+    "Progressive",
     "RWalk",
     "RanPAC",
+    "Separate",
     "Uncertainty",
     "build",
     "uncertainty",

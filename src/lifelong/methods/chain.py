@@ -33,6 +33,10 @@ class Chain(Method):
         for method in self.methods.values():
             method.before_task(learner, task)
 
+    def reshape(self, learner: Learner) -> None:
+        for method in self.methods.values():
+            method.reshape(learner)
+
     def trainable(self, learner: Learner) -> Params:
         found: Params = {}
         for method in self.methods.values():

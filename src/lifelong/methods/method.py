@@ -71,6 +71,9 @@ class Method:
     def before_task(self, learner: Learner, task: Task) -> None:
         """Prepare for `task`; its head exists, no step has been made, and the optimiser is made afterwards."""
 
+    def reshape(self, learner: Learner) -> None:
+        """Give the network the shapes that the restored state speaks of, where a run is resumed."""
+
     def trainable(self, learner: Learner) -> Params:
         """Return the live tensors that the optimiser trains; asked after `before_task`, and where a run is resumed.
 

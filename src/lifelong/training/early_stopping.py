@@ -32,19 +32,24 @@ class EarlyStopping:
     def look(self, learner: Learner, method: Method, task: Task) -> None:
         """Measure after an epoch; sets `learner.clock.stop_task` when patience is over."""
         reached = accuracy(learner, method, task, task.validation)
-        if reached > self.best:
+        if reached > self.best or not self._fit(learner):
             self.best, self.waited = reached, 0
-            self.weights = tree.snapshot(_trained(learner))
+            self.weights = tree.snapshot(_moving(learner))
         else:
             self.waited += 1
         learner.clock.stop_task = self.waited >= self.patience
 
     def finish(self, learner: Learner) -> None:
         """Put the best weights back."""
-        if self.weights:
-            tree.copy_(_trained(learner), self.weights)
+        if self.weights and self._fit(learner):
+            tree.copy_(_moving(learner), self.weights)
+
+    def _fit(self, learner: Learner) -> bool:
+        """Whether the best weights are those of a network of the same shape, which has not grown since."""
+        live = _moving(learner)
+        return all(live[name].shape == each.shape for name, each in self.weights.items())
 
 
-def _trained(learner: Learner) -> Params:
-    """Return the live weights of the network, and those that the method brought to be trained beside them."""
+def _moving(learner: Learner) -> Params:
+    """Return the network's weights, and what the method trains besides."""
     return {**tree.weights(learner.model), **learner.params}

@@ -114,7 +114,7 @@ def load_learner(
     """Bring a freshly built `learner` to where `save_learner` found it.
 
     Args:
-        method: restored already, as it says what is trained.
+        method: restored already, as it says what is trained and of which shape.
         keep: the optimiser goes on between tasks, so it got its parameters task by task.
 
     Raises:
@@ -128,6 +128,8 @@ def load_learner(
         if keep:
             learner.params = method.trainable(learner)
             renew_optimizer(learner, keep)
+    if begun:
+        method.reshape(learner)
     live = tree.weights(learner.model)
     stored = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
     _check_weights(live, stored)
