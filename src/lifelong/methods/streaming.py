@@ -126,22 +126,26 @@ class StreamingClassifier(Method, ABC):
         self.sizes.append(len(task.classes))
         for inputs, targets in samples.of_task(learner, task, None):
             self.observe(learner, inputs, targets + start)
+        self._solved()
 
     def logits(self, learner: Learner, inputs: Tensor, task: int) -> Tensor:
         told = learner.scenario is Scenario.TASK
         if len(self.sums.count) == 0 or (told and task >= len(self.sizes)):
             return super().logits(learner, inputs, task)
-        if self.linear is None:
-            # Kept for later calls, which need not be in inference mode as this one may be.
-            with torch.inference_mode(False), torch.no_grad():
-                weight, bias = self.solve()
-                self.linear = weight, bias.masked_fill(self.sums.count == 0, -torch.inf)
-        weight, bias = self.linear
+        weight, bias = self._solved()
         if told:
             start = sum(self.sizes[:task])
             end = start + self.sizes[task]
             weight, bias = weight[start:end], bias[start:end]
         return F.linear(self._embedded(learner, inputs), weight, bias)
+
+    def _solved(self) -> tuple[Tensor, Tensor]:
+        if self.linear is None:
+            # Kept for later calls, which need not be in inference mode as this one may be.
+            with torch.inference_mode(False), torch.no_grad():
+                weight, bias = self.solve()
+                self.linear = weight, bias.masked_fill(self.sums.count == 0, -torch.inf)
+        return self.linear
 
     def _embedded(self, learner: Learner, inputs: Tensor) -> Tensor:
         with learner.precision():
