@@ -1,7 +1,7 @@
 """Make the table that `lifelong advise` ranks by from the results of a comparison.
 
-    lifelong compare recipes/methods.yaml --out runs/methods
-    python benchmarks/measured.py runs/methods/results.json
+lifelong compare recipes/methods.yaml --out runs/methods
+python benchmarks/measured.py runs/methods/results.json
 """
 
 from __future__ import annotations

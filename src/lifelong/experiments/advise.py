@@ -78,9 +78,7 @@ def _advice(name: str, kind: type[Method], given: Constraints, table: Mapping[st
     size = _megabytes(kind, row, given, table["network_megabytes"])
     against = [*_rules(kind, given), *_limits(row.get("time"), size, given)]
     reasons = tuple(against or _praise(name, kind, given))
-    return Advice(
-        name, not against, reasons, row.get("accuracy"), row.get("interval"), row.get("time"), size
-    )
+    return Advice(name, not against, reasons, row.get("accuracy"), row.get("interval"), row.get("time"), size)
 
 
 def _rules(kind: type[Method], given: Constraints) -> list[str]:
@@ -116,9 +114,7 @@ def _praise(name: str, kind: type[Method], given: Constraints) -> list[str]:
     return found
 
 
-def _megabytes(
-    kind: type[Method], row: Mapping[str, Any], given: Constraints, reference: float
-) -> float | None:
+def _megabytes(kind: type[Method], row: Mapping[str, Any], given: Constraints, reference: float) -> float | None:
     """Return the measured size, scaled to the given network unless it is that of a buffer."""
     if "bytes" not in row:
         return None
