@@ -24,14 +24,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lifelong import settings
 from lifelong.data import Dataset, Samples, load
 from lifelong.errors import LifelongError
 from lifelong.experiments import build, memory
 from lifelong.experiments.recipe import Recipe, recipe
+from lifelong.methods import METHODS
 from lifelong.streams import Scenario, Split, Stream, Task
 from lifelong.streams.transforms import Permute
 from lifelong.training.evaluation import accuracy
-from lifelong.training.loop import Step, TaskStarted, train
+from lifelong.training.loop import EpochDone, Step, TaskStarted, train
 
 GOALS = {
     "naive": 1.03,
@@ -59,11 +61,11 @@ def main() -> None:
     chunks, steps = (6, 20) if arguments.quick else (20, 46)
     if arguments.small:
         steps *= 5
-    data = _data()
+    data = training_data()
     rows = []
     for method in arguments.methods.split(","):
         for place in (2, 20):
-            ratio, ours, bare = _steps(method, place, hidden, data, chunks, steps)
+            ratio, ours, bare = steps_of(method, place, hidden, data, chunks, steps)
             goal = 1.15 if arguments.small and method == "naive" else GOALS[method]
             rows.append(
                 {
@@ -74,29 +76,29 @@ def main() -> None:
                     "bare_ms": bare,
                 }
             )
-            _say(rows[-1], arguments.json)
+            say(rows[-1], arguments.json)
     rows.append({"measure": "naive against unfused Adam", "ratio": _unfused(hidden, data, chunks, steps), "goal": 1.0})
-    _say(rows[-1], arguments.json)
+    say(rows[-1], arguments.json)
     rows.append({"measure": "evaluation", "ratio": _evaluation(hidden, data, chunks), "goal": 1.1})
-    _say(rows[-1], arguments.json)
+    say(rows[-1], arguments.json)
     for method in (name for name in arguments.methods.split(",") if name not in ("naive", "lwf")):
         for place in (2, 20):
             measure = f"memory of {method}, copies of the parameters, task {place}"
             rows.append({"measure": measure, "ratio": _copies(method, place), "goal": 4})
-            _say(rows[-1], arguments.json)
+            say(rows[-1], arguments.json)
     rows.append({"measure": "seconds from start to first step", "ratio": _start_up(), "goal": 4})
-    _say(rows[-1], arguments.json)
+    say(rows[-1], arguments.json)
     if arguments.json:
         print(json.dumps({"torch": torch.__version__, "threads": arguments.threads, "rows": rows}))
 
 
-def _say(row: dict[str, object], quiet: bool) -> None:
+def say(row: dict[str, object], quiet: bool) -> None:
     if not quiet:
         extra = f"  ({row['ms']:.2f} ms a step, bare {row['bare_ms']:.2f} ms)" if "ms" in row else ""
         print(f"{row['measure']:<45} {row['ratio']:6.3f}  goal {row['goal']}{extra}", flush=True)
 
 
-def _data() -> Dataset:
+def training_data() -> Dataset:
     try:
         return load("mnist")
     except LifelongError:
@@ -109,24 +111,30 @@ def _data() -> Dataset:
         return Dataset("random", samples(60_000), samples(10_000), tuple("0123456789"), "random")
 
 
-def _stream(data: Dataset, places: set[int], tasks: int = 20) -> Stream:
+def _stream(data: Dataset, places: set[int], tasks: int = 20, scenario: Scenario = Scenario.DOMAIN) -> Stream:
     """All of the data at the tasks `places` (from 1), two batches of it at the others."""
     made = []
     for index in range(tasks):
         arrange = Permute(torch.randperm(784, generator=torch.Generator().manual_seed(index))) if index else None
-        whole = Split(*data.train, arrange)
+        first = 10 * index if scenario is Scenario.CLASS else 0
+        whole = Split(data.train.inputs, data.train.targets + first, arrange)
         few = whole if index + 1 in places else whole.take(torch.arange(2 * BATCH))
-        test = Split(*data.test, arrange)
-        made.append(Task(index, f"task {index + 1}", few, few.take(torch.arange(0)), test, tuple(range(10))))
-    return Stream("permuted", data.name, Scenario.DOMAIN, tuple(made), data.classes)
+        test = Split(data.test.inputs, data.test.targets + first, arrange)
+        made.append(
+            Task(index, f"task {index + 1}", few, few.take(torch.arange(0)), test, tuple(range(first, first + 10)))
+        )
+    names = tuple(str(label) for label in range(first + 10))
+    return Stream("permuted", data.name, scenario, tuple(made), names)
 
 
 def _recipe(method: str, hidden: tuple[int, ...]) -> Recipe:
     # Tiny strengths: the arithmetic is the same, and a loss that diverges would stop the loop.
-    settings = {"strength": 1e-6} if method not in ("naive", "joint") else {}
+    declared = {field.name for field in settings.fields(METHODS[method])}
+    chosen = {"strength": 1e-6} if "strength" in declared else {}
     return recipe(
         {
-            "method": {"name": method, **settings},
+            "method": {"name": method, **chosen},
+            "scenario": _scenario(method).value,
             "model": {"name": "mlp", "hidden": hidden},
             "lr": 1e-4,
             "epochs": 50,
@@ -135,15 +143,20 @@ def _recipe(method: str, hidden: tuple[int, ...]) -> Recipe:
     )
 
 
+def _scenario(method: str) -> Scenario:
+    can = METHODS[method].scenarios
+    return Scenario.DOMAIN if Scenario.DOMAIN in can else can[0]
+
+
 def _ours(method: str, place: int, hidden: tuple[int, ...], data: Dataset) -> Iterator[Step]:
     """Steps of `method` within the task `place`; those of earlier tasks are made before the first is asked for."""
     made = _recipe(method, hidden)
-    stream = _stream(data, {place})
+    stream = _stream(data, {place}, scenario=_scenario(method))
     learner = build.learner(made, stream)
     events = train(learner, build.method(made), stream, build.schedule(made))
     for event in events:
-        if isinstance(event, TaskStarted) and event.task.index + 1 < place:
-            learner.clock.step = event.steps - 2
+        if isinstance(event, EpochDone) and event.task.index + 1 < place:
+            learner.clock.stop_task = True
         if isinstance(event, TaskStarted) and event.task.index + 1 == place:
             break
     return (event for event in events if isinstance(event, Step))
@@ -183,7 +196,7 @@ def _alternate(ours: Callable[[], object], theirs: Callable[[], object], chunks:
     return statistics.median(ratios), statistics.median(our_times), statistics.median(their_times)
 
 
-def _steps(
+def steps_of(
     method: str, place: int, hidden: tuple[int, ...], data: Dataset, chunks: int, steps: int
 ) -> tuple[float, float, float]:
     ours, bare = _ours(method, place, hidden, data), _bare(hidden, data, fused=True)
@@ -238,7 +251,7 @@ def _measured(method: str, tasks: int) -> tuple[int, int]:
 def _peak(method: str, tasks: int) -> tuple[int, int]:
     """Bytes of resident memory at most, and of the parameters, over `tasks` tasks of four steps each."""
     made = _recipe(method, (4096, 2048, 1024))
-    stream = _stream(_data(), set(), tasks)
+    stream = _stream(training_data(), set(), tasks)
     learner, running = build.learner(made, stream), build.method(made)
     for event in train(learner, running, stream, build.schedule(made)):
         if isinstance(event, TaskStarted):

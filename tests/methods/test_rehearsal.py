@@ -19,11 +19,12 @@ from lifelong.experiments import build
 from lifelong.experiments.recipe import recipe
 from lifelong.experiments.run import run
 from lifelong.learner import Batch, Learner
-from lifelong.methods import ER, GSS, MIR, Chain, ICaRL, Method, gradients
+from lifelong.methods import ER, GSS, MIR, BiC, Chain, ICaRL, Method, gradients
 from lifelong.methods.a_gem import project
+from lifelong.methods.bic import fitted
+from lifelong.methods.exemplars import herding
 from lifelong.methods.gem import dual
 from lifelong.methods.gss import sample_gradients
-from lifelong.methods.icarl import herding
 from lifelong.methods.method import transient
 from lifelong.streams import Stream
 from lifelong.training import loop
@@ -482,7 +483,7 @@ def test_replay_forgets_less_than_fine_tuning() -> None:
     settings = {"train_samples": None, "steps": 150, "lr": 3e-3}
     reached = {
         name: run(recipe(values(name, **settings)))["average_accuracy"]
-        for name in ("naive", "er", "derpp", "er-ace", "mir", "icarl", "gdumb")
+        for name in ("naive", "er", "derpp", "er-ace", "mir", "icarl", "gdumb", "bic")
     }
     assert all(reached[name] > reached["naive"] + 0.25 for name in reached if name != "naive"), reached
 
@@ -490,3 +491,45 @@ def test_replay_forgets_less_than_fine_tuning() -> None:
 def test_replay_is_offered_only_to_those_who_may_keep_samples() -> None:
     assert ER.keeps_samples
     assert not ER.boundaries
+
+
+def test_the_bias_correction_is_where_the_cross_entropy_is_least() -> None:
+    torch.manual_seed(5)
+    logits, targets = torch.randn(80, 5, dtype=torch.float64), torch.randint(5, (80,))
+    logits[torch.arange(80), targets] += 1.5
+    logits[:, 3:] = 2 * logits[:, 3:] + 1.7  # the bias that is to be found
+    found = fitted(logits, targets, 3)
+    assert (found.first, found.end) == (3, 5)
+
+    def entropy(numbers: Any) -> float:
+        changed = torch.cat([logits[:, :3], numbers[0] * logits[:, 3:] + numbers[1]], 1)
+        return float(F.cross_entropy(changed, targets))
+
+    slow = scipy.optimize.minimize(entropy, [1.0, 0.0], method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-12})
+    np.testing.assert_allclose([found.scale, found.shift], slow.x, atol=1e-5)
+    assert found.of(logits).argmax(1).eq(targets).sum() > logits.argmax(1).eq(targets).sum()
+
+
+def test_bic_fits_its_correction_on_samples_that_it_does_not_learn_from() -> None:
+    bic, learner, stream = trained(values("bic", method_settings={"capacity": 40, "held_out": 0.3}))
+    assert isinstance(bic, BiC)
+    # As it was before the third task, which brings the last three classes.
+    bic.memory.keep((bic.memory.groups < 7).nonzero().flatten())
+    learned, held = bic._divided(learner, stream.tasks[2])
+    assert held is not None
+    counts = torch.bincount(held.targets)
+    assert counts.tolist() == [1] * 10
+    images = {row.numpy().tobytes() for row in learned.inputs}
+    assert not images & {row.numpy().tobytes() for row in held.inputs}
+    assert len(learned) + len(held) == len(bic.memory) + len(stream.tasks[2].train)
+
+
+def test_bic_answers_with_its_newest_correction_alone() -> None:
+    bic, learner, stream = trained(values("bic", method_settings={"capacity": 60, "held_out": 0.4}, steps=40))
+    assert (bic.correction.first, bic.correction.end) == (7, 10)
+    assert bic.correction.scale != 1.0
+    inputs, _ = stream.tasks[0].test.ready(learner.device).batch(torch.arange(5))
+    learner.model.eval()
+    plain, found = learner.model(inputs, 0), bic.logits(learner, inputs, 0)
+    torch.testing.assert_close(found[:, :7], plain[:, :7], rtol=0, atol=0)
+    torch.testing.assert_close(found[:, 7:], bic.correction.scale * plain[:, 7:] + bic.correction.shift)

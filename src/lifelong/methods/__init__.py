@@ -9,6 +9,7 @@ from lifelong import settings
 from lifelong.errors import InputError, unknown
 from lifelong.methods.a_gem import AGEM
 from lifelong.methods.anchor import Anchor
+from lifelong.methods.bic import BiC
 from lifelong.methods.chain import Chain
 from lifelong.methods.der import DER, DERpp
 from lifelong.methods.dgr import DGR
@@ -65,6 +66,7 @@ METHODS: dict[str, type[Method]] = {
     "gss": GSS,
     "gdumb": GDumb,
     "icarl": ICaRL,
+    "bic": BiC,
     "gem": GEM,
     "a-gem": AGEM,
     "ncm": NCM,

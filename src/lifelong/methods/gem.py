@@ -76,9 +76,9 @@ class GEM(Method):
         self.old = None
 
     def _memories(self, learner: Learner, batch: Batch) -> list[Batch]:
-        """Return the memory of each task before this one, ready for the network."""
+        """Return the memory of each task before this one that has any, ready for the network."""
         found = []
-        for index in range(learner.clock.task):
+        for index in self.memory.groups[self.memory.groups < learner.clock.task].unique().tolist():
             rows = self.memory.rows((self.memory.groups == index).nonzero().flatten())
             found.append(Batch(batch.scaled(rows["inputs"]), rows["targets"], index))
         return found
