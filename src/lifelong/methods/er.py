@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from lifelong.learner import Batch, Learner
 from lifelong.methods.method import state
-from lifelong.methods.rehearsal import Rehearsal, extended
+from lifelong.methods.rehearsal import Rehearsal
 from lifelong.settings import setting
 from lifelong.streams.task import Task
 
@@ -33,11 +33,6 @@ class ER(Rehearsal):
 
     def before_task(self, learner: Learner, task: Task) -> None:
         self.tasks = task.index + 1
-
-    def batch(self, learner: Learner, batch: Batch) -> Batch:
-        rows = self.draw(learner, batch)
-        self.remember(learner, batch)
-        return extended(batch, rows, learner.scenario)
 
     def loss(self, learner: Learner, batch: Batch, logits: Tensor, loss: Tensor) -> Tensor:
         new = batch.new

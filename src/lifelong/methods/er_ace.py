@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lifelong.learner import Batch, Learner
-from lifelong.methods.rehearsal import Rehearsal, extended
+from lifelong.methods.rehearsal import Rehearsal
 from lifelong.streams.task import Scenario
 
 
@@ -24,11 +24,6 @@ class ERACE(Rehearsal):
 
     paper: ClassVar[str] = "2104.05025"
     scenarios: ClassVar[tuple[Scenario, ...]] = (Scenario.CLASS,)
-
-    def batch(self, learner: Learner, batch: Batch) -> Batch:
-        rows = self.draw(learner, batch)
-        self.remember(learner, batch)
-        return extended(batch, rows, learner.scenario)
 
     def loss(self, learner: Learner, batch: Batch, logits: Tensor, loss: Tensor) -> Tensor:
         new = batch.new

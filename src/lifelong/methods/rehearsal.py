@@ -44,6 +44,12 @@ class Rehearsal(Method):
         if isinstance(self.capacity, int) and self.capacity < 1:
             raise InputError(f"capacity = {self.capacity} must be at least 1 sample")
 
+    def batch(self, learner: Learner, batch: Batch) -> Batch:
+        """Return the batch with samples of the buffer behind it, and offer its own to the buffer."""
+        rows = self.draw(learner, batch)
+        self.remember(learner, batch)
+        return extended(batch, rows, learner.scenario)
+
     def remember(self, learner: Learner, batch: Batch) -> None:
         """Offer the new samples of `batch` to the buffer, in the first pass over the data."""
         if learner.clock.epoch == 0:
