@@ -56,6 +56,12 @@ class Buffer:
         grown[rows] = torch.tensor(groups, dtype=torch.int64)[chosen]
         self.groups = grown
 
+    def append(self, columns: Mapping[str, Tensor], group: int) -> None:
+        """Put samples of one `group` behind those that are there, making room for them."""
+        count = len(next(iter(columns.values())))
+        self.capacity = max(self.capacity, len(self) + count)
+        self.write(range(len(self), len(self) + count), columns, [group] * count)
+
     def keep(self, indices: Tensor) -> None:
         """Keep only the rows at `indices`, `[n]` int64, in that order."""
         self.columns = self.rows(indices)

@@ -36,10 +36,8 @@ def renew(memory: Buffer, learner: Learner, task: Task, share: int) -> None:
     for label in task.classes:
         own = (ready.targets == label).nonzero().flatten()
         taken = ready.take(own[herding(features[own], share)])
-        rows = list(range(len(memory), len(memory) + len(taken)))
         tasks = torch.full_like(taken.targets, task.index)
-        memory.capacity = len(memory) + len(rows)
-        memory.write(rows, {"inputs": taken.inputs, "targets": taken.targets, "tasks": tasks}, [label] * len(rows))
+        memory.append({"inputs": taken.inputs, "targets": taken.targets, "tasks": tasks}, label)
 
 
 def herding(features: Tensor, count: int) -> Tensor:

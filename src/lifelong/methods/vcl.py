@@ -15,6 +15,7 @@ from lifelong import randomness, tree
 from lifelong.curvature.per_sample import evaluating
 from lifelong.errors import InputError
 from lifelong.learner import Batch, Learner
+from lifelong.memory import Buffer
 from lifelong.methods.method import Method, state
 from lifelong.models import mean_field
 from lifelong.settings import setting
@@ -68,8 +69,7 @@ class VCL(Method):
     prior_logvar: Params = state(dict)
     count: int = state(int)
     held: Tensor = state(lambda: torch.empty(0, dtype=torch.int64))
-    kept: list[Tensor] = state(list)
-    labels: list[Tensor] = state(list)
+    coresets: Buffer = state(Buffer)
     tuned_mean: Params = state(dict)
     tuned_logvar: Params = state(dict)
 
@@ -180,16 +180,17 @@ class VCL(Method):
             self.held = drawn[: self.coreset].to(learner.device)
         else:
             self.held = k_center(ready.scaled(ready.inputs).flatten(1), self.coreset, int(drawn[0]))
-        self.kept.append(ready.inputs[self.held])
-        self.labels.append(ready.targets[self.held])
+        taken = ready.take(self.held)
+        tasks = torch.full_like(taken.targets, task.index)
+        self.coresets.append({"inputs": taken.inputs, "targets": taken.targets, "tasks": tasks}, task.index)
 
     def _tune(self, learner: Learner, split: Split) -> None:
         """Train a copy of the posterior on all coresets, whose inputs `split` scales, with the posterior as prior."""
         prior_mean, prior_logvar = map(tree.snapshot, self._posterior(learner))
         mean = {name: each.clone().requires_grad_() for name, each in prior_mean.items()}
         logvar = {name: each.clone().requires_grad_() for name, each in prior_logvar.items()}
-        inputs, targets = split.scaled(torch.cat(self.kept)), torch.cat(self.labels)
-        tasks = torch.cat([torch.full_like(each, index) for index, each in enumerate(self.labels)])
+        rows = self.coresets.rows(torch.arange(len(self.coresets)))
+        inputs, targets, tasks = split.scaled(rows["inputs"]), rows["targets"], rows["tasks"]
         optimizer = learner.make_optimizer([*mean.values(), *logvar.values()])  # type: ignore[list-item]
         with evaluating(learner.model):
             for _ in range(self.coreset_steps):
