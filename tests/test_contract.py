@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lifelong import settings
 from lifelong.experiments import build
-from lifelong.experiments.recipe import Recipe, recipe, record
+from lifelong.experiments.recipe import Recipe, differences, recipe, record
 from lifelong.experiments.run import Evaluated, Every, Finished, events
 from lifelong.methods import METHODS
 from lifelong.streams import Scenario
@@ -202,8 +202,18 @@ def test_resumed_anywhere(method: str, after: int, tmp_path: Path, uninterrupted
         {"validation": 0.3, "early_stopping": 1},
         {"standardize": True, "precision": "bf16"},
         {"model": {"name": "convnet", "channels": [4, 4]}},
+        {"flip": True, "crop": 1},
     ],
-    ids=["adam kept", "momentum kept", "cosine and clip", "linear, kept", "early stopping", "bf16", "batch norm"],
+    ids=[
+        "adam kept",
+        "momentum kept",
+        "cosine and clip",
+        "linear, kept",
+        "early stopping",
+        "bf16",
+        "batch norm",
+        "augmented",
+    ],
 )
 @pytest.mark.parametrize("scenario", ["task", "class"])
 def test_resumed_under_other_settings(
@@ -302,6 +312,13 @@ def test_recipes_survive_their_record(method: str, more: dict[str, Any]) -> None
     assert recipe(record(made)) == made
     assert recipe(json.loads(json.dumps(record(made)))) == made
     assert made.method_settings == chosen
+
+
+def test_a_setting_that_is_newer_than_a_record_has_its_default_there() -> None:
+    made = recipe(values(lr=0.5))
+    older = {key: each for key, each in record(made).items() if key != "clip"}
+    assert differences(record(made), older) == []
+    assert differences(record(recipe(values(lr=0.5, clip=1.0))), older) == ["clip"]
 
 
 def test_a_record_is_what_json_makes_of_it() -> None:

@@ -533,3 +533,17 @@ def test_bic_answers_with_its_newest_correction_alone() -> None:
     plain, found = learner.model(inputs, 0), bic.logits(learner, inputs, 0)
     torch.testing.assert_close(found[:, :7], plain[:, :7], rtol=0, atol=0)
     torch.testing.assert_close(found[:, 7:], bic.correction.scale * plain[:, 7:] + bic.correction.shift)
+
+
+def test_replayed_images_are_augmented_anew_at_each_draw_and_kept_as_they_are() -> None:
+    seen: dict[int, set[bytes]] = {}
+
+    def watched(learner: Learner, batch: Batch, logits: Tensor, loss: Tensor) -> None:
+        for row, target in zip(batch.inputs[batch.new :], batch.targets[batch.new :].tolist(), strict=True):
+            seen.setdefault(target, set()).add(row.numpy().tobytes())
+
+    er, _, stream = trained(values("er", method_settings={"capacity": 10}, crop=2, steps=30), on_loss=watched)
+    kept = er.memory.rows(torch.arange(10))["inputs"]
+    assert max(map(len, seen.values())) > 10
+    originals = {row.numpy().tobytes() for task in stream.tasks for row in task.train.inputs}
+    assert all(row.numpy().tobytes() in originals for row in kept)

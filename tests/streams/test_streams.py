@@ -9,7 +9,7 @@ from lifelong.data import Dataset, Samples, from_tensors
 from lifelong.errors import InputError
 from lifelong.streams import Scenario, blurry, domains, permuted, rotated, split
 from lifelong.streams.assemble import Cut, Part, assemble
-from lifelong.streams.transforms import rotate
+from lifelong.streams.transforms import Augment, rotate
 
 CPU = torch.device("cpu")
 
@@ -284,3 +284,30 @@ def test_blurry_refuses_what_it_cannot_spread() -> None:
         blurry(numbered(), tasks=1)
     with pytest.raises(InputError, match="must be a share, 0 to 1"):
         blurry(numbered(), blur=1.5)
+
+
+def test_cropping_shifts_and_flipping_mirrors_each_image_on_its_own() -> None:
+    images = torch.arange(1, 1 + 2 * 4 * 5, dtype=torch.uint8).view(1, 2, 4, 5).expand(400, -1, -1, -1)
+    torch.manual_seed(0)
+    found = Augment(flip=True, crop=2)(images)
+    assert found.dtype == torch.uint8
+    assert found.shape == images.shape
+    padded = torch.nn.functional.pad(images[0], [2] * 4)
+    windows = [
+        window
+        for top in range(5)
+        for left in range(5)
+        for plain in [padded[:, top : top + 4, left : left + 5]]
+        for window in [plain]
+    ]
+    mirrored = [each.flip(2) for each in windows]
+    counts = [sum(torch.equal(image, each) for image in found) for each in (*windows, *mirrored)]
+    # Each of the 50 outcomes 8 times, on average; a window that is its own mirror image there is none.
+    assert sum(counts) == 400
+    assert min(counts) >= 1
+    assert 150 < sum(counts[:25]) < 250
+
+
+def test_without_anything_to_do_augmentation_leaves_images_alone() -> None:
+    images = torch.randint(0, 256, (3, 1, 4, 4), dtype=torch.uint8)
+    assert torch.equal(Augment()(images), images)

@@ -18,7 +18,7 @@ from lifelong.models import HeadKind, with_head
 from lifelong.models.network import without_head
 from lifelong.streams import Scenario, Stream
 from lifelong.streams.assemble import Cut
-from lifelong.streams.transforms import pad
+from lifelong.streams.transforms import Augment, pad
 from lifelong.training.loop import Schedule
 from lifelong.training.optimizers import make_optimizer, rate_schedule
 
@@ -110,6 +110,8 @@ def learner(recipe: Recipe, stream: Stream, module: torch.nn.Module | None = Non
         trunk = models.trunk(recipe.model, recipe.model_settings, shape, recipe.seed)
     else:
         trunk = without_head(module, recipe.model_settings.get("head_name"))
+    if (recipe.flip or recipe.crop) and len(shape) != 3:
+        raise InputError(f"flip and crop are for images [channels, height, width], and the data has {shape}")
     split = stream.tasks[0].train
     sample = split.scaled(torch.zeros(2, *shape, dtype=split.inputs.dtype))
     classes = tuple(len(task.classes) for task in stream.tasks)
@@ -145,6 +147,7 @@ def schedule(recipe: Recipe) -> Schedule:
         rate_schedule(recipe.schedule, recipe.warmup),
         recipe.clip,
         recipe.keep_optimizer,
+        Augment(recipe.flip, recipe.crop) if recipe.flip or recipe.crop else None,
     )
 
 

@@ -67,6 +67,8 @@ class Recipe:
     )
     warmup: float = setting(0.0, "share of a task's steps in which the learning rate rises, 0 to 1", ge=0, lt=1)
     clip: float | None = setting(None, "greatest norm of the gradient", gt=0)
+    flip: bool = setting(False, "training images, new and replayed, are mirrored with probability 1/2")
+    crop: int = setting(0, "training images are shifted by up to so many pixels each way", ge=0)
     keep_optimizer: bool = setting(False, "the optimiser's state goes on from task to task instead of starting afresh")
     early_stopping: int | None = setting(
         None, "end a task after so many epochs without better validation accuracy", ge=1
@@ -114,8 +116,12 @@ def record(made: Recipe) -> dict[str, Any]:
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """Return the names of settings in which two recorded recipes differ; where and how fast a run goes is not one."""
-    aside = {"device", "threads"}
+    """Return the names of settings in which two recorded recipes differ; where and how fast a run goes is not one.
+
+    A setting that one of them does not know, as it is older, has its default there.
+    """
+    aside, unset = {"device", "threads"}, record(Recipe())
+    ours, theirs = {**unset, **ours}, {**unset, **theirs}
     return sorted(key for key in ours.keys() | theirs.keys() if key not in aside and ours.get(key) != theirs.get(key))
 
 

@@ -57,3 +57,31 @@ def rotate(images: Tensor, degrees: Tensor) -> Tensor:
 def pad(images: Tensor, pixels: int) -> Tensor:
     """Return `images` `[batch, channels, height, width]` with a border of `pixels` zeros on each side."""
     return F.pad(images, [pixels] * 4)
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Mirror and shift training images `[batch, channels, height, width]` by chance, each on its own.
+
+    Draws come from torch's global generator, whose state a checkpoint holds.
+
+    Args:
+        flip: mirror an image from left to right with probability 1/2.
+        crop: put a border of so many zeros around it and cut a window of the old size out of it, 0 for none.
+    """
+
+    flip: bool = False
+    crop: int = 0
+
+    def __call__(self, images: Tensor) -> Tensor:
+        count, _, height, width = images.shape
+        rows, columns = (torch.arange(side).expand(count, side) for side in (height, width))
+        if self.flip:
+            columns = torch.where(torch.rand(count, 1) < 0.5, columns.flip(1), columns)
+        if self.crop:
+            shifts = torch.randint(2 * self.crop + 1, (2, count, 1))
+            images, rows, columns = pad(images, self.crop), rows + shifts[0], columns + shifts[1]
+        device = images.device
+        sample = torch.arange(count, device=device)[:, None, None]
+        cut = images[sample, :, rows.to(device)[:, :, None], columns.to(device)[:, None, :]]
+        return cut.permute(0, 3, 1, 2).contiguous()

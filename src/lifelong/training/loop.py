@@ -32,6 +32,7 @@ class Schedule:
         rate: factor on the learning rate from the share of the task's steps that are done, or None for 1.
         clip: greatest Euclidean norm of the whole gradient, or None.
         keep_optimizer: moments and momentum go on from task to task instead of starting afresh.
+        augment: what is done by chance to inputs as they are stored, new and replayed ones, or None.
     """
 
     batch_size: int = 128
@@ -40,6 +41,7 @@ class Schedule:
     rate: Callable[[float], float] | None = None
     clip: float | None = None
     keep_optimizer: bool = False
+    augment: Callable[[Tensor], Tensor] | None = None
 
     def total_steps(self, samples: int) -> int:
         """Return the number of steps for a task of `samples`."""
@@ -167,7 +169,7 @@ def _steps(learner: Learner, method: Method, task: Task, data: Split, schedule: 
             if schedule.rate is not None:
                 for group in groups:
                     group["lr"] = group["initial_lr"] * schedule.rate(clock.step / steps)
-            loss, logits, targets = _step(learner, method, task, data, indices, schedule.clip)
+            loss, logits, targets = _step(learner, method, task, data, indices, schedule)
             yield Step(task, loss, logits, targets, clock.step % per_epoch == 0)
             if clock.step == steps:
                 break
@@ -176,11 +178,13 @@ def _steps(learner: Learner, method: Method, task: Task, data: Split, schedule: 
 
 
 def _step(
-    learner: Learner, method: Method, task: Task, data: Split, indices: Tensor, clip: float | None
+    learner: Learner, method: Method, task: Task, data: Split, indices: Tensor, schedule: Schedule
 ) -> tuple[Tensor, Tensor, Tensor]:
     raw, targets = data.inputs.index_select(0, indices), data.targets.index_select(0, indices)
     where = task.index if data.tasks is None else data.tasks[indices]
-    batch = method.batch(learner, Batch(data.scaled(raw), targets, where, raw, data.scaled))
+    augment = schedule.augment
+    scaled = data.scaled if augment is None else lambda inputs: data.scaled(augment(inputs))
+    batch = method.batch(learner, Batch(scaled(raw), targets, where, raw, scaled))
     with learner.precision():
         logits = method.forward(learner, batch)
         loss = method.loss(learner, batch, logits, F.cross_entropy(logits, batch.targets))
@@ -188,8 +192,8 @@ def _step(
     loss.backward()
     method.after_backward(learner)
     method.before_step(learner)
-    if clip is not None:
-        torch.nn.utils.clip_grad_norm_(learner.params.values(), clip)
+    if schedule.clip is not None:
+        torch.nn.utils.clip_grad_norm_(learner.params.values(), schedule.clip)
     learner.optimizer.step()
     method.after_step(learner)
     learner.clock.step += 1
