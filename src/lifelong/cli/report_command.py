@@ -13,7 +13,7 @@ from lifelong.errors import InputError
 def configure(parser: Parser) -> None:
     """Declare the options."""
     parser.add_argument("folder", help="what `lifelong compare` or `lifelong run` wrote")
-    parser.add_argument("-o", "--output", help="the page; DIR/report.html by default")
+    parser.add_argument("-o", "--output", help="the page; DIR/report.html by default; FILE.md for tables alone")
     parser.add_argument("--json", action="store_true", help="the results as one JSON document instead of the table")
 
 
@@ -22,7 +22,7 @@ def main(arguments: Namespace) -> int:
     from rich.console import Console
 
     from lifelong.experiments.result import read, read_all
-    from lifelong.reports import print_table, write_report
+    from lifelong.reports import print_table, write_markdown, write_report
 
     folder = Path(arguments.folder)
     if (folder / "results.json").is_file():
@@ -33,7 +33,8 @@ def main(arguments: Namespace) -> int:
         raise InputError(
             f"{folder} holds neither results.json nor result.json: give a folder that a run has finished in"
         )
-    page = write_report(found, Path(arguments.output) if arguments.output else folder / "report.html")
+    out = Path(arguments.output) if arguments.output else folder / "report.html"
+    page = write_markdown(found, out) if out.suffix == ".md" else write_report(found, out)
     if arguments.json:
         print(json.dumps(found))
     else:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from lifelong.reports.markdown import write_markdown
 from lifelong.reports.page import write_report
 from lifelong.reports.table import print_table
 
-__all__ = ["print_table", "write_report"]
+__all__ = ["print_table", "write_markdown", "write_report"]

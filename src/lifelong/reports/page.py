@@ -54,7 +54,7 @@ def write_report(results: Sequence[Result], out: Path) -> Path:
         figures = [(prefix + chart.name, chart, _csv(chart.records)) for chart in charts.all_charts(section, places)]
         for key, chart, table in figures:
             for kind, content in {"csv": table.encode(), **chart.drawn()}.items():
-                _write(folder / f"{key}.{kind}", content)
+                write_whole(folder / f"{key}.{kind}", content)
         parts.append(
             {
                 "section": section,
@@ -73,7 +73,7 @@ def write_report(results: Sequence[Result], out: Path) -> Path:
         embedded=_embedded,
         folder=folder.name,
     )
-    _write(out, page.encode())
+    write_whole(out, page.encode())
     return out
 
 
@@ -133,7 +133,7 @@ def _unique(items: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(items))
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Replace the file at `path` in one step, so that a crash leaves the old one or the new one."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
