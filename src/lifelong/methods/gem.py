@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import scipy.linalg
-import scipy.optimize
 import torch
 from torch import Tensor
 
@@ -94,6 +92,10 @@ def dual(gram: Tensor, inner: Tensor, margin: float) -> Tensor | None:
     """
     if bool((inner >= 0).all()):
         return None
+    # Imported here: it takes a third of a second, which other methods need not wait for.
+    import scipy.linalg
+    import scipy.optimize
+
     matrix, target = gram.cpu().numpy(), inner.cpu().numpy()
     # A ridge as small as rounding: gradients of old tasks may be nearly parallel, and Cholesky wants them apart.
     ridge = 1e-10 * max(float(np.trace(matrix)) / len(matrix), np.finfo(float).tiny)
