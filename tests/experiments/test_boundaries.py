@@ -21,7 +21,7 @@ QUICK = {"stream": "blurry", "tasks": 3, "train_samples": 60, "batch_size": 16, 
 ABLE = {name: kind.boundaries_unless for name, kind in METHODS.items() if not kind.boundaries or kind.boundaries_unless}
 
 
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("method", [name for name, kind in METHODS.items() if Scenario.CLASS in kind.scenarios])
 def test_who_needs_boundaries_is_refused_before_any_data_is_read(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "load", lambda *_, **__: pytest.fail("data was read"))
     kind = METHODS[method]
@@ -30,6 +30,13 @@ def test_who_needs_boundaries_is_refused_before_any_data_is_read(method: str, mo
             next(events(recipe({**QUICK, "method": method})))
     if not kind.boundaries or kind.boundaries_unless:
         build.method(recipe({**QUICK, "method": method, "method_settings": dict(kind.boundaries_unless)}))
+
+
+@pytest.mark.parametrize("method", [name for name, kind in METHODS.items() if Scenario.CLASS not in kind.scenarios])
+def test_who_must_be_told_the_task_is_refused_for_the_scenario(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "load", lambda *_, **__: pytest.fail("data was read"))
+    with pytest.raises(InputError, match=f"^method {method} cannot do scenario class: it can do task"):
+        next(events(recipe({**QUICK, "method": method})))
 
 
 @pytest.mark.parametrize("method", list(ABLE))

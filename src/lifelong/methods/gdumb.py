@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 
 from lifelong import randomness, tree
-from lifelong.learner import Learner
+from lifelong.learner import Batch, Learner
 from lifelong.methods.method import state
 from lifelong.methods.rehearsal import Rehearsal, stored
 from lifelong.settings import setting
@@ -44,6 +44,10 @@ class GDumb(Rehearsal):
         live = tree.weights(learner.model)
         self.start.update(tree.snapshot({name: live[name] for name in live.keys() - self.start.keys()}))
         tree.copy_(live, self.start)
+
+    def batch(self, learner: Learner, batch: Batch) -> Batch:
+        """Return the batch as it is: it is of the buffer already."""
+        return batch
 
     def data(self, learner: Learner, tasks: Sequence[Task]) -> Split | None:
         return stored(self.memory, tasks[-1].train.ready(learner.device))
