@@ -46,10 +46,11 @@ def _rows(methods: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 
 def _row(runs: list[dict[str, Any]], naive: dict[int, float]) -> dict[str, Any]:
     reached = [run["average_accuracy"] for run in runs]
-    interval = scipy.stats.sem(reached) * scipy.stats.t.ppf(0.975, len(reached) - 1) if len(reached) > 1 else 0.0
+    half = scipy.stats.sem(reached) * scipy.stats.t.ppf(0.975, len(reached) - 1) if len(reached) > 1 else None
     return {
         "accuracy": round(mean(reached), 4),
-        "interval": round(float(interval), 4),
+        "interval": None if half is None else round(float(half), 4),
+        "seeds": len(runs),
         "time": round(median(_seconds(run) / naive[run["seed"]] for run in runs), 2),
         "bytes": runs[0]["memory"]["method_bytes"],
     }

@@ -59,7 +59,9 @@ def _print(found: list[Advice], source: str) -> None:
     for heading in ("Method", "Accuracy there, %", "Time", "Keeps, MB", "Why"):
         table.add_column(heading)
     for each in fitting:
-        accuracy = "-" if each.accuracy is None else f"{100 * each.accuracy:.1f} +- {100 * (each.interval or 0):.1f}"
+        accuracy = "-" if each.accuracy is None else f"{100 * each.accuracy:.1f}"
+        if each.interval is not None:
+            accuracy += f" +- {100 * each.interval:.1f}"
         time = "-" if each.time is None else f"{each.time:.1f} x"
         size = "-" if each.megabytes is None else f"{each.megabytes:.2g}"
         table.add_row(each.method, accuracy, time, size, "; ".join(each.reasons))
