@@ -25,7 +25,7 @@ class GDumb(Rehearsal):
     al. 2020, ECCV, algorithm 1 and 2). The schedule's epochs run over the buffer.
     """
 
-    paper: ClassVar[str] = "Prabhu et al. 2020 (ECCV)"
+    paper: ClassVar[str] = "ECCV 2020"
     single_pass: ClassVar[bool] = True
 
     buffer: Literal["reservoir", "balanced", "ring"] = setting(
