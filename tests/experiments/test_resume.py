@@ -120,7 +120,8 @@ def test_a_killed_comparison_goes_on_by_itself(tmp_path: Path) -> None:
     same(tmp_path / "whole", broken)
 
 
-def test_interrupted_says_how_to_go_on_and_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_says_how_to_go_on_and_goes_on_to_the_same_bits(tmp_path: Path, number: signal.Signals) -> None:
     # So long that the signal, sent at a fiftieth of it, arrives in time.
     words = ["--method", "ewc", "--steps", "1000", "--checkpoint-every", "20"]
     assert main(["run", *SETTINGS, *words, "--out", str(tmp_path / "whole")]) == 0
@@ -129,7 +130,7 @@ def test_interrupted_says_how_to_go_on_and_goes_on_to_the_same_bits(tmp_path: Pa
     process = subprocess.Popen([*line, "--out", str(broken)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         wait_for(broken, 60, lambda: process.poll() is None)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         shown, errors = process.communicate(timeout=60)
     finally:
         process.kill()

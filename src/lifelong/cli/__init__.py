@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from argparse import Namespace
 from typing import Protocol
@@ -83,7 +84,9 @@ def _fail(message: str) -> int:
 
 
 def entry() -> None:
-    """The console script; a reader that stops reading (`| head`) is no error of ours."""
+    """The console script; a reader that stops reading (`| head`) is no error of ours, and TERM is an interrupt."""
+    # By default TERM ends this process alone, and the workers of a comparison go on unseen.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         status = main()
         sys.stdout.flush()
