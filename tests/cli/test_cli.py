@@ -187,6 +187,24 @@ def test_options_override_the_recipe(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert (result["settings"]["strength"], result["recipe"]["epochs"]) == (3.0, 1)
 
 
+def test_options_override_what_rows_and_experiments_of_a_recipe_say(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(
+        "model: {name: mlp, hidden: [9]}\n"
+        "methods: {naive: {lr: 0.5}, ewc: {strength: 3}}\n"
+        "experiments: {first: {epochs: 7, model: {name: mlp, hidden: [8]}}, second: {methods: {naive: {epochs: 9}}}}\n"
+    )
+    words = ["--epochs", "1", "--lr", "0.25", "--model.hidden", "7", "--json"]
+    assert main(["compare", str(tmp_path / "recipe.yaml"), *QUICK, *words, "--out", str(tmp_path / "out")]) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert len(results) == 4
+    for each in results:
+        recipe = each["recipe"]
+        assert (recipe["epochs"], recipe["lr"], recipe["model"]) == (1, 0.25, {"name": "mlp", "hidden": 7})
+        assert each["method"] != "ewc" or each["settings"]["strength"] == 3
+
+
 def test_words_that_yaml_takes_for_truth_values_stay_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "recipe.yaml").write_text("method: {name: ewc, fisher: true}\n")
     assert main(["run", str(tmp_path / "recipe.yaml"), *QUICK, "--out", str(tmp_path / "out"), "--json"]) == 0

@@ -69,7 +69,8 @@ def _values(arguments: Namespace) -> Values:
     from lifelong.experiments.plan import merged, read_yaml
 
     base = read_yaml(Path(arguments.recipe)) if arguments.recipe else {}
-    values = merged(base, recipe_values(arguments))
+    given = recipe_values(arguments)
+    values = merged(_without(base, given), given)
     if arguments.seeds is not None:
         values["seeds"] = arguments.seeds
     if arguments.methods is not None:
@@ -84,6 +85,19 @@ def _values(arguments: Namespace) -> Values:
     if arguments.experiments is not None:
         values["experiments"] = _only_experiments(values.get("experiments", {}), arguments.experiments.split(","))
     return values
+
+
+def _without(values: Values, given: Values) -> Values:
+    """Take out of a recipe, its rows and its experiments what options say: an option is the last word on every run."""
+    kept: Values = {}
+    for key, each in values.items():
+        if key in ("methods", "experiments") and isinstance(each, dict):
+            kept[key] = {name: _without(own, given) if isinstance(own, dict) else own for name, own in each.items()}
+        elif key not in given:
+            kept[key] = each
+        elif isinstance(each, dict) and isinstance(given[key], dict):
+            kept[key] = {name: inner for name, inner in each.items() if name not in given[key]}
+    return kept
 
 
 def _only_methods(values: Values, names: list[str]) -> Values:
