@@ -79,6 +79,9 @@ class Learner:
         autocast: the dtype of mixed precision, or None for the parameters' own.
         planned_tasks: length of the stream where it is known beforehand, or None.
         planned_classes: the number of classes of each task, where that is known beforehand.
+        clock: where it stands.
+        params: the network's own parameters that are trained; importances, anchors and gradients are about these.
+        trained: all that the optimiser moves: `params`, and what the method trains besides, under names of its own.
     """
 
     model: Network
@@ -91,6 +94,7 @@ class Learner:
     planned_classes: tuple[int, ...] = ()
     clock: Clock = field(default_factory=Clock)
     params: Params = field(init=False, default_factory=dict)
+    trained: Params = field(init=False, default_factory=dict)
     optimizer: Optimizer = field(init=False)
 
     def precision(self) -> contextlib.AbstractContextManager[Any]:
@@ -107,13 +111,20 @@ def grow(learner: Learner, task: Task) -> None:
     learner.params = tree.parameters(learner.model)
 
 
+def train_these(learner: Learner, trained: Params) -> None:
+    """Make `trained` what the optimiser moves; `learner.params` are those of them that are the network's own."""
+    own = tree.parameters(learner.model)
+    learner.trained = trained
+    learner.params = {name: each for name, each in trained.items() if name in own}
+
+
 def renew_optimizer(learner: Learner, keep: bool) -> None:
     """Make the optimiser ready for a task: afresh, or (`keep`) with its state and the parameters that are new."""
     if not keep or learner.clock.task == 0:
-        learner.optimizer = learner.make_optimizer(learner.params.values())  # type: ignore[arg-type]
+        learner.optimizer = learner.make_optimizer(learner.trained.values())  # type: ignore[arg-type]
         return
     known = {id(parameter) for group in learner.optimizer.param_groups for parameter in group["params"]}
-    added = [parameter for parameter in learner.params.values() if id(parameter) not in known]
+    added = [parameter for parameter in learner.trained.values() if id(parameter) not in known]
     if added:
         learner.optimizer.add_param_group({"params": added})
 

@@ -16,7 +16,7 @@ from lifelong.errors import InputError
 from lifelong.experiments.recipe import recipe
 from lifelong.experiments.run import run
 from lifelong.learner import Batch, Learner
-from lifelong.methods import DGR, Chain, GenerativeClassifier, Method, build
+from lifelong.methods import DGR, METHODS, Chain, GenerativeClassifier, Method, build
 from lifelong.methods.method import transient
 from lifelong.models import Network, vae, with_head
 from lifelong.streams import Scenario, Split, Stream, Task
@@ -214,7 +214,7 @@ def test_answers_are_averaged_over_the_heads_of_old_tasks() -> None:
     dgr.before_task(learner, task)
     solver = copy.deepcopy(learner.model)
     with torch.no_grad():
-        for each in learner.params.values():
+        for each in [*learner.params.values(), *dgr.generator.values()]:
             each += 0.2
     batch = Batch(task.train.inputs, task.train.targets, 2)
     torch.manual_seed(5)
@@ -336,12 +336,21 @@ def test_replay_leaves_the_batch_of_a_chain_alone() -> None:
     assert watch.seen == [8] * 9
 
 
-@pytest.mark.parametrize("other", ["si", "rwalk"])
-def test_paths_are_of_the_network_alone_where_a_generator_learns_too(other: str) -> None:
-    path = build(other, {"strength": 1.0})
-    learner = trained(Chain({other: path, "dgr": DGR(latent=2, hidden=(4,))}), Scenario.TASK)
-    assert path.anchor.weight.keys() == tree.parameters(learner.model).keys()  # type: ignore[attr-defined]
-    assert any(each.any() for each in path.anchor.weight.values())  # type: ignore[attr-defined]
+@pytest.mark.parametrize("other", [name for name, kind in METHODS.items() if kind.family == "importance"])
+def test_importance_is_of_the_network_alone_where_a_generator_learns_too(other: str) -> None:
+    held = build(other, {"strength": 1.0})
+    learner = trained(Chain({other: held, "dgr": DGR(latent=2, hidden=(4,))}), Scenario.TASK)
+    assert held.anchor.weight.keys() == tree.parameters(learner.model).keys()  # type: ignore[attr-defined]
+    assert any(each.any() for each in held.anchor.weight.values())  # type: ignore[attr-defined]
+
+
+def test_the_optimiser_has_the_generator_and_the_learners_parameters_have_it_not() -> None:
+    dgr = DGR(latent=2, hidden=(4,))
+    learner = trained(dgr, Scenario.TASK)
+    assert learner.params.keys() == tree.parameters(learner.model).keys()
+    assert learner.trained.keys() == {*learner.params, *(f"generator.{name}" for name in dgr.generator)}
+    moved = {id(each) for group in learner.optimizer.param_groups for each in group["params"]}
+    assert moved == {id(each) for each in learner.trained.values()}
 
 
 def test_the_likeliest_class_is_the_answer() -> None:

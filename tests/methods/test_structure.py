@@ -486,13 +486,13 @@ def test_an_early_stop_puts_back_what_the_method_trains(method: str) -> None:
         if type(event) is Step:
             stopping.look(learner, running, stream.tasks[0])
             if stopping.waited == 0:
-                seen.append(tree.snapshot(learner.params))
+                seen.append(tree.snapshot(learner.trained))
             learner.clock.stop_task = len(seen) > 0 and stopping.waited > 2
         if type(event) is StepsDone:
             break
     assert stopping.waited > 0
     stopping.finish(learner)
-    torch.testing.assert_close(tree.snapshot(learner.params), seen[-1], rtol=0, atol=0)
+    torch.testing.assert_close(tree.snapshot(learner.trained), seen[-1], rtol=0, atol=0)
     assert any(not name.startswith(("trunk.", "head.")) for name in seen[-1])
 
 

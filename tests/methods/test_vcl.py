@@ -195,7 +195,7 @@ def second_task(scenario: Scenario, **settings: Any) -> tuple[VCL, Learner, Para
     torch.manual_seed(4)
     for event in loop.train(learner, vcl, tasks, Schedule(batch_size=10, steps=6)):
         if isinstance(event, TaskDone):
-            ends.append(tree.snapshot(learner.params))
+            ends.append(tree.snapshot(learner.trained))
         if isinstance(event, Step) and event.task.index == 1 and learner.clock.step == 3:
             break
     return vcl, learner, ends[0], Batch(tasks.tasks[1].train.inputs, tasks.tasks[1].train.targets, 1)
@@ -367,9 +367,9 @@ def test_only_a_copy_is_tuned_on_the_coresets() -> None:
         if isinstance(event, loop.TaskStarted):
             assert not vcl.tuned_mean
         if isinstance(event, loop.StepsDone):
-            before = tree.snapshot({**learner.params, **tree.weights(learner.model)})
+            before = tree.snapshot({**learner.trained, **tree.weights(learner.model)})
         if isinstance(event, TaskDone):
-            after = tree.snapshot({**learner.params, **tree.weights(learner.model)})
+            after = tree.snapshot({**learner.trained, **tree.weights(learner.model)})
             torch.testing.assert_close(after, before, rtol=0, atol=0)
     kept = [(rows["inputs"], rows["targets"]) for rows in (coreset(vcl, index) for index in range(len(tasks)))]
 

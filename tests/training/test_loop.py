@@ -111,10 +111,10 @@ def test_early_stopping_puts_back_what_a_method_trains_beside_the_network() -> N
         if isinstance(event, EpochDone):
             stopping.look(learner, dgr, event.task)
             stopping.best = 2.0  # no later epoch can be better than the first
-            first = first or tree.snapshot(learner.params)
-    assert not torch.equal(learner.params["generator.decoder.0.weight"], first["generator.decoder.0.weight"])
+            first = first or tree.snapshot(learner.trained)
+    assert not torch.equal(learner.trained["generator.decoder.0.weight"], first["generator.decoder.0.weight"])
     stopping.finish(learner)
-    torch.testing.assert_close(tree.snapshot(learner.params), first, rtol=0, atol=0)
+    torch.testing.assert_close(tree.snapshot(learner.trained), first, rtol=0, atol=0)
 
 
 def test_any_module_learns_without_its_head() -> None:

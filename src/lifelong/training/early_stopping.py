@@ -52,4 +52,4 @@ class EarlyStopping:
 
 def _moving(learner: Learner) -> Params:
     """Return the network's weights, and what the method trains besides."""
-    return {**tree.weights(learner.model), **learner.params}
+    return {**tree.weights(learner.model), **learner.trained}

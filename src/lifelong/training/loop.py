@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from lifelong import randomness
 from lifelong.errors import DivergedError
-from lifelong.learner import Batch, Learner, grow, renew_optimizer, train_mode
+from lifelong.learner import Batch, Learner, grow, renew_optimizer, train_mode, train_these
 from lifelong.methods.method import Method
 from lifelong.streams.task import Split, Stream, Task
 
@@ -127,7 +127,7 @@ def train(learner: Learner, method: Method, stream: Stream, schedule: Schedule) 
         if learner.clock.step == 0:
             grow(learner, task)
             method.before_task(learner, task)
-            learner.params = method.trainable(learner)
+            train_these(learner, method.trainable(learner))
             renew_optimizer(learner, schedule.keep_optimizer)
         data = method.data(learner, stream.tasks[: task.index + 1])
         learner.clock.steps = schedule.total_steps(len(data)) if data is not None else 0
@@ -193,7 +193,7 @@ def _step(
     method.after_backward(learner)
     method.before_step(learner)
     if schedule.clip is not None:
-        torch.nn.utils.clip_grad_norm_(learner.params.values(), schedule.clip)
+        torch.nn.utils.clip_grad_norm_(learner.trained.values(), schedule.clip)
     learner.optimizer.step()
     method.after_step(learner)
     learner.clock.step += 1

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lifelong import tree
 from lifelong.errors import StateError
-from lifelong.learner import Learner, grow, renew_optimizer
+from lifelong.learner import Learner, grow, renew_optimizer, train_these
 from lifelong.memory import Buffer
 from lifelong.methods.method import Method
 from lifelong.streams.task import Stream
@@ -126,7 +126,7 @@ def load_learner(
         learner.clock.task = index
         grow(learner, stream.tasks[index])
         if keep:
-            learner.params = method.trainable(learner)
+            train_these(learner, method.trainable(learner))
             renew_optimizer(learner, keep)
     if begun:
         method.reshape(learner)
@@ -136,10 +136,10 @@ def load_learner(
     tree.copy_(live, {name: value.to(learner.device) for name, value in stored.items()})
     for name, parameter in learner.model.named_parameters():
         parameter.requires_grad_(name not in saved["frozen"])
-    learner.params = method.trainable(learner)
+    train_these(learner, method.trainable(learner))
     learner.clock = type(learner.clock)(**clock)
     if not keep and learner.clock.step:
-        learner.optimizer = learner.make_optimizer(learner.params.values())  # type: ignore[arg-type]
+        learner.optimizer = learner.make_optimizer(learner.trained.values())  # type: ignore[arg-type]
     if saved["optimizer"] is not None and (keep or learner.clock.step):
         _load_optimizer(learner, saved["optimizer"], tensors)
     torch.set_rng_state(tensors["random.cpu"])
