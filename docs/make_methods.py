@@ -16,7 +16,8 @@ def main() -> None:
         scenarios = ", ".join(scenario.value for scenario in kind.scenarios)
         free = overview.spelled(kind.boundaries_unless)
         boundaries = f"\n\nWithout task boundaries: with `{free}`" if free else ""
-        parts.append(f"\n## {name}\n\n{inspect.getdoc(kind)}{paper}\n\nScenarios: {scenarios}{boundaries}\n")
+        alone = f"\n\nCannot be chained: {kind.alone}" if kind.alone else ""
+        parts.append(f"\n## {name}\n\n{inspect.getdoc(kind)}{paper}\n\nScenarios: {scenarios}{boundaries}{alone}\n")
         declared = settings.fields(kind)
         if declared:
             parts.append("\n| setting | default | meaning |\n| --- | --- | --- |\n")

@@ -43,6 +43,8 @@ def main(arguments: Namespace) -> int:
             console.print(f"  [cyan]{name}[/cyan]: {entry['meaning']}", soft_wrap=True)
             if entry.get("boundaries_unless"):
                 console.print(f"      without task boundaries: {spelled(entry['boundaries_unless'])}", soft_wrap=True)
+            if entry.get("alone"):
+                console.print(f"      cannot be chained: {entry['alone']}", soft_wrap=True)
             for setting in entry.get("settings", []):
                 shown = f"{setting['name']} = {setting['default']}: {setting['meaning']}"
                 console.print(f"      {shown}", soft_wrap=True, markup=False)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lifelong.errors import DivergedError, InputError
+from lifelong.experiments import build
 from lifelong.experiments import result as results
 from lifelong.experiments.plan import Planned
 from lifelong.experiments.recipe import differences, record
@@ -36,8 +37,10 @@ def compare(
         checkpoint_every: how often to save within a task.
 
     Raises:
-        InputError: a folder that holds something else, or runs of another recipe.
+        InputError: a folder that holds something else, runs of another recipe, or a method that cannot do its run.
     """
+    for run in planned:
+        build.method(run.recipe)  # a method that is refused should not wait for others to finish
     _claim(planned, out)
     cores = os.cpu_count() or 1
     share = [

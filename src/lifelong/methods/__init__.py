@@ -136,12 +136,14 @@ def build(name: str, values: Mapping[str, Any]) -> Method:
         values: settings; those of a chain are nested under the names of its methods.
 
     Raises:
-        InputError: an unknown method or setting, or a value out of range.
+        InputError: an unknown method or setting, a value out of range, or methods that cannot be chained.
     """
     names = name.split("+")
     for each in names:
         if each not in METHODS:
             raise unknown("method", each, METHODS)
+        if names.count(each) > 1:
+            raise InputError(f"method {name} names {each} twice")
     if len(names) == 1:
         return settings.build(METHODS[name], values, f"method {name}")
     for key, nested in values.items():

@@ -30,6 +30,7 @@ class DER(Rehearsal):
 
     paper: ClassVar[str] = "2004.07211"
     all_outputs: ClassVar[bool] = True
+    makes_loss: ClassVar[bool] = True
 
     alpha: float = setting(0.5, "weight of the distance to the stored logits, at least 0", ge=0)
     beta: float = setting(0.0, "weight of the labels of a second draw, at least 0; above 0 it is DER++", ge=0)

@@ -25,6 +25,7 @@ class ER(Rehearsal):
     """
 
     paper: ClassVar[str] = "1902.10486"
+    makes_loss: ClassVar[bool] = True
 
     weighting: Literal["samples", "tasks"] = setting(
         "samples", "all samples weigh the same, or the new ones 1/t and the replayed ones the rest"

@@ -24,6 +24,7 @@ class ERACE(Rehearsal):
 
     paper: ClassVar[str] = "2104.05025"
     scenarios: ClassVar[tuple[Scenario, ...]] = (Scenario.CLASS,)
+    makes_loss: ClassVar[bool] = True
 
     def loss(self, learner: Learner, batch: Batch, logits: Tensor, loss: Tensor) -> Tensor:
         new = batch.new

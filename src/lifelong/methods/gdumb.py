@@ -27,6 +27,7 @@ class GDumb(Rehearsal):
 
     paper: ClassVar[str] = "ECCV 2020"
     single_pass: ClassVar[bool] = True
+    alone: ClassVar[str] = "it trains a fresh network on its buffer and on nothing else"
 
     buffer: Literal["reservoir", "balanced", "ring"] = setting(
         "balanced", "who is kept: all with the same chance, classes evenly, or the newest of each class"

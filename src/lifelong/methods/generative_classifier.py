@@ -36,6 +36,7 @@ class GenerativeClassifier(Method):
     paper: ClassVar[str] = "2104.10093"
     scenarios: ClassVar[tuple[Scenario, ...]] = (Scenario.CLASS,)
     grows: ClassVar[bool] = True
+    alone: ClassVar[str] = "the network that others look at takes no part in it"
 
     latent: int = setting(5, "numbers in the code of one input", ge=1)
     hidden: tuple[int, ...] = setting((85, 85), "units of the hidden layers, mirrored in the decoder")

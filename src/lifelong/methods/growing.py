@@ -41,6 +41,7 @@ class Growing(Method):
     scenarios: ClassVar[tuple[Scenario, ...]] = (Scenario.TASK,)
     needs_task_id: ClassVar[bool] = True
     grows: ClassVar[bool] = True
+    alone: ClassVar[str] = "its layers change their shapes within a task, which others do not follow"
 
     strength: float = setting(1.0, "weight of the penalty strength/2 * ||theta - theta*||^2, at least 0", ge=0)
     threshold: float = setting(0.1, "mean loss above which units are added, at least 0", ge=0)

@@ -35,6 +35,7 @@ class ICaRL(Method):
     paper: ClassVar[str] = "1611.07725"
     scenarios: ClassVar[tuple[Scenario, ...]] = (Scenario.CLASS,)
     keeps_samples: ClassVar[bool] = True
+    makes_loss: ClassVar[bool] = True
 
     capacity: int = setting(2000, "exemplars kept at most, shared evenly by the classes", ge=1)
     per_class: int | None = setting(None, "exemplars of each class, instead of a capacity", ge=1)

@@ -23,6 +23,7 @@ class Joint(Method):
     boundaries: ClassVar[bool] = False
     keeps_samples: ClassVar[bool] = True
     grows: ClassVar[bool] = True
+    alone: ClassVar[str] = "it trains anew on all samples so far"
 
     only_last: bool = setting(
         False, "train once, when the last task has come; earlier rows of the matrix stay untrained"

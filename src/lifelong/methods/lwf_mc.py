@@ -26,6 +26,7 @@ class LwFMC(Method):
     family: ClassVar[str] = "distillation"
     paper: ClassVar[str] = "1611.07725"
     scenarios: ClassVar[tuple[Scenario, ...]] = (Scenario.CLASS,)
+    makes_loss: ClassVar[bool] = True
 
     teacher: Teacher = state(Teacher)
     old: int = state(int)

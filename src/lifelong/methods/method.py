@@ -44,6 +44,10 @@ class Method:
     (`single_pass`). `all_outputs` has a class-incremental head begin with the outputs of all classes, none masked,
     where the user does not say otherwise.
 
+    Chains look at three more: `alone` says why it cannot be chained with others, where it cannot; of methods with
+    `makes_loss`, which do not build on the loss so far, a chain has one at most and asks it first; one that `freezes`
+    parts of the network before a task does so before others look at what is trained.
+
     `before_task` and `after_task` are called on a stream without boundaries too, around each of the stages that
     accuracy is measured between. A method that does without boundaries promises that what it learns of old samples does
     not hang on where these stages end.
@@ -58,6 +62,9 @@ class Method:
     keeps_samples: ClassVar[bool] = False
     grows: ClassVar[bool] = False
     single_pass: ClassVar[bool] = False
+    alone: ClassVar[str] = ""
+    makes_loss: ClassVar[bool] = False
+    freezes: ClassVar[bool] = False
     all_outputs: ClassVar[bool] = False
 
     def needs_boundaries(self) -> bool:

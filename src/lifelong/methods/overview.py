@@ -36,6 +36,7 @@ def traits(kind: type[Method]) -> dict[str, Any]:
         "keeps_samples": kind.keeps_samples,
         "grows": kind.grows,
         "single_pass": kind.single_pass,
+        "alone": kind.alone,
         "boundaries": kind.boundaries,
         "boundaries_unless": dict(kind.boundaries_unless),
     }

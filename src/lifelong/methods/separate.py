@@ -26,6 +26,7 @@ class Separate(Method):
     scenarios: ClassVar[tuple[Scenario, ...]] = (Scenario.TASK,)
     needs_task_id: ClassVar[bool] = True
     grows: ClassVar[bool] = True
+    alone: ClassVar[str] = "networks of old tasks never move, so there is nothing to hold or to replay for"
 
     start: Params = state(dict)
     networks: list[Params] = state(list)

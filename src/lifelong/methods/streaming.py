@@ -82,6 +82,7 @@ class StreamingClassifier(Method, ABC):
     family: ClassVar[str] = "streaming"
     boundaries_unless: ClassVar[Mapping[str, Any]] = {"learn_first": False}
     single_pass: ClassVar[bool] = True
+    alone: ClassVar[str] = "its classifier is solved and not trained, over a trunk that stays"
 
     learn_first: bool = setting(
         True, "the network learns the first task by gradient, then its trunk is frozen; false for pretrained ones"
