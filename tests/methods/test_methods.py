@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from lifelong import curvature, tree
 from lifelong.learner import Batch, Learner
-from lifelong.methods import EWC, L2, MAS, SCP, SI, Chain, LwF, Method, Naive, RWalk
+from lifelong.methods import EWC, L2, MAS, SCP, SI, Chain, FeatureExtraction, LwF, Method, Naive, RWalk
 from lifelong.methods.method import transient
 from lifelong.models import Network, with_head
 from lifelong.streams import Scenario, Split, Stream, Task
@@ -493,3 +493,19 @@ def test_lwf_follows_the_first_task_untouched() -> None:
     lwf, _ = trained({"lwf": LwF()}, tasks=1)
     naive, _ = trained({"naive": Naive()}, tasks=1)
     torch.testing.assert_close(lwf.thetas, naive.thetas, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("learn_first", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_frozen_trunk_keeps_its_statistics(affine: bool, learn_first: bool) -> None:
+    model = network(Scenario.TASK)
+    norm = nn.BatchNorm1d(5, affine=affine).double()
+    model.trunk.append(norm)  # type: ignore[operator]
+    learner = Learner(model, make_optimizer("sgd", 0.1, {}), Scenario.TASK)
+    means = [norm.running_mean.clone()]  # type: ignore[union-attr]
+    for event in loop.train(learner, FeatureExtraction(learn_first), stream(Scenario.TASK), Schedule(10, steps=4)):
+        if isinstance(event, loop.TaskDone):
+            means.append(norm.running_mean.clone())  # type: ignore[union-attr]
+    assert torch.equal(means[0], means[1]) is not learn_first
+    assert torch.equal(means[1], means[2])
+    assert torch.equal(means[2], means[3])

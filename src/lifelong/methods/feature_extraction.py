@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from lifelong.learner import Learner, freeze
+from lifelong.learner import Batch, Learner, freeze
+from lifelong.methods import structure
 from lifelong.methods.method import Method
 from lifelong.settings import setting
 from lifelong.streams.task import Task
@@ -27,3 +28,8 @@ class FeatureExtraction(Method):
     def before_task(self, learner: Learner, task: Task) -> None:
         if task.index > 0 or not self.learn_first:
             freeze(learner, learner.model.trunk)
+
+    def batch(self, learner: Learner, batch: Batch) -> Batch:
+        if learner.clock.task > 0 or not self.learn_first:
+            structure.hold_statistics(learner.model.trunk)
+        return batch
