@@ -22,7 +22,7 @@ from lifelong.methods.piggyback import masked, pack, unpack
 from lifelong.methods.sequence import stages
 from lifelong.methods.structure import Hold
 from lifelong.streams import Stream
-from lifelong.training import loop
+from lifelong.training import loop, state
 from lifelong.training.early_stopping import EarlyStopping
 from lifelong.training.evaluation import accuracy, evaluating
 from lifelong.training.loop import Step, StepsDone, TaskDone, TaskStarted
@@ -694,6 +694,37 @@ def test_an_optimiser_follows_growth(optimizer: str) -> None:
             assert all(not each.dim() or each.shape == parameter.shape for each in kept.values())
     assert isinstance(method, Growing)
     assert method.hidden > method.first
+
+
+def sizes_told(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """What layers say of themselves."""
+    told = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            told[f"{name}.weight"] = (module.out_features, module.in_features)
+        elif isinstance(module, nn.Conv2d):
+            told[f"{name}.weight"] = (module.out_channels, module.in_channels, *module.kernel_size)
+        elif isinstance(module, nn.BatchNorm2d):
+            told[f"{name}.running_mean"] = (module.num_features,)
+    return told
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_layers_that_grew_say_how_wide_they_are(model: str) -> None:
+    learner, method, _ = trained(method=GROWING, model=MODELS[model], tasks=3)
+    assert isinstance(method, Growing)
+    assert method.hidden > method.first
+    told = sizes_told(learner.model)
+    assert told == {name: tuple(learner.model.state_dict()[name].shape) for name in told}
+
+    made = recipe(values(GROWING, model=MODELS[model], tasks=3))
+    stream, again = build.stream(made), build.method(made)
+    fresh = build.learner(made, stream)
+    tensors: dict[str, Tensor] = {}
+    saved = {"learner": state.save_learner(learner, tensors), "method": state.capture(method, "method", tensors)}
+    state.restore(again, saved["method"], "method", tensors, fresh.device)
+    state.load_learner(fresh, again, stream, saved["learner"], tensors, keep=False)
+    assert sizes_told(fresh.model) == told
 
 
 def test_an_early_stop_of_a_network_that_grew() -> None:

@@ -76,6 +76,7 @@ class Growing(Method):
         for place, width in enumerate(self.hidden):
             for _, tensor, dim, spread in self._along(learner, place):
                 _widen(tensor, dim, tensor.new_zeros(_with(tensor, dim, spread * (width - self.first[place]))))
+        _name_sizes(learner.model)
 
     def before_task(self, learner: Learner, task: Task) -> None:
         if task.index == 0:
@@ -87,6 +88,7 @@ class Growing(Method):
             weight, width = _heads(learner)[-1], _heads(learner)[-2].shape[1]
             generator = randomness.generator(learner.seed, "wider head", task.index)
             _widen(weight, 1, sequence.drawn((len(weight), width - weight.shape[1]), generator).to(weight))
+            _name_sizes(learner.model)
         self.total, self.looked, self.split = torch.zeros((), device=learner.device), 0, task.index == 0
 
     def batch(self, learner: Learner, batch: Batch) -> Batch:
@@ -149,6 +151,7 @@ class Growing(Method):
                     values.fill_(1)
                 _widen(tensor, dim, values, learner.optimizer.state.get(tensor))
             self.hidden[place] += count
+        _name_sizes(learner.model)
 
     def _split(self, learner: Learner) -> None:
         """Give each old unit that drifted a copy that takes its place, and make it again what it was."""
@@ -165,6 +168,7 @@ class Growing(Method):
                         _block(before, self.start[name].shape).copy_(self.start[name])
                     tensor.index_copy_(dim, entries, before.index_select(dim, entries))
             self.hidden[place] += len(units)
+        _name_sizes(learner.model)
 
     def _drifted(self, place: int, stage: Stage) -> Tensor:
         """Return the old units, `[n]` int64 and no more than there is room for, that moved by more than `drift`."""
@@ -202,6 +206,18 @@ class Growing(Method):
 def _heads(learner: Learner) -> list[Tensor]:
     """Return the weight `[classes, width]` of the head of each task so far."""
     return [each for name, each in learner.model.head.named_parameters() if name.endswith(".weight")]
+
+
+def _name_sizes(model: nn.Module) -> None:
+    """Have layers say how wide they have become: their `repr`, and whoever exports them, read it there."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.out_features, module.in_features = module.weight.shape
+        elif isinstance(module, nn.Conv2d):
+            module.out_channels, module.in_channels = module.weight.shape[:2]
+        elif isinstance(module, nn.modules.batchnorm._NormBase):
+            known = module.weight if module.weight is not None else module.running_mean
+            module.num_features = module.num_features if known is None else len(known)
 
 
 def _block(tensor: Tensor, shape: torch.Size) -> Tensor:
