@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lifelong import tree
 from lifelong.errors import InputError
 from lifelong.learner import Learner
-from lifelong.methods import METHODS, NCM, SLDA, RanPAC
+from lifelong.methods import METHODS, NCM, SLDA, RanPAC, ranpac
 from lifelong.methods.ranpac import RIDGES, checksum
 from lifelong.methods.streaming import StreamingClassifier
 from lifelong.models import Network, with_head
@@ -19,6 +19,7 @@ from lifelong.streams import Scenario, Split, Stream, Task
 from lifelong.training import loop
 from lifelong.training.loop import Schedule, Step
 from lifelong.training.optimizers import make_optimizer
+from lifelong.training.state import method_bytes
 
 INPUTS, FEATURES, CLASSES, SAMPLES = 6, 4, 3, 60
 KINDS = [name for name, kind in METHODS.items() if kind.family == "streaming"]
@@ -257,6 +258,50 @@ def test_the_ridge_is_chosen_between_too_little_and_too_much() -> None:
         assert len(given.held.count) == 0
     [chosen] = [ridge for ridge, logits in fits.items() if torch.allclose(logits, found)]
     assert 1e-4 < chosen < 1e8
+
+
+@pytest.mark.parametrize("width", [1, 2, 128, 300])
+def test_two_gram_matrices_share_one(width: int) -> None:
+    drawn = torch.Generator().manual_seed(1)
+    fitted, held = (torch.randn(rows, width, generator=drawn, dtype=torch.float64) for rows in (23, 8))
+    grams = torch.zeros(width + 1, width, dtype=torch.float64)
+    for first, second in zip(fitted.split(6), held.split(2), strict=True):
+        ranpac.add_grams(grams, first, second)
+    ranpac.add_grams(grams, fitted[:0], held[:0])
+    torch.testing.assert_close(ranpac.both_grams(grams), (fitted.T @ fitted, held.T @ held))
+
+
+@pytest.mark.parametrize("classes", [1, 4])
+@pytest.mark.parametrize("width", [1, 2, 3, 130])
+def test_one_reduction_serves_all_ridges(width: int, classes: int) -> None:
+    drawn = torch.Generator().manual_seed(2)
+    features = torch.randn(2 * width, width, generator=drawn, dtype=torch.float64)
+    gram, total = features.T @ features, torch.randn(classes, width, generator=drawn, dtype=torch.float64)
+    before = gram.clone()
+    found = list(ranpac._solutions(gram, total))
+    assert [ridge for ridge, _ in found] == RIDGES
+    for ridge, weight in found:
+        inverse = torch.linalg.inv(gram + ridge * torch.eye(width, dtype=torch.float64))
+        torch.testing.assert_close(weight, total @ inverse, rtol=1e-7, atol=1e-12)
+    assert torch.equal(gram, before)
+
+
+def test_ridges_that_rounding_swallows_are_no_candidates() -> None:
+    feature = torch.full((40, 1), 1e6, dtype=torch.float64)
+    gram = (feature @ feature.T) * 40  # of rank one: rounding leaves eigenvalues below 0
+    ridges = [ridge for ridge, _ in ranpac._solutions(gram, torch.ones(1, 40, dtype=torch.float64))]
+    assert RIDGES[0] in ridges
+    assert RIDGES[-1] not in ridges
+
+
+def test_choosing_the_ridge_takes_no_second_gram_matrix() -> None:
+    learner, split = learner_for(Scenario.CLASS), samples(classes=5)
+    sizes = []
+    for ridge in (None, 1.0):
+        method = RanPAC(width=40, ridge=ridge)
+        method.observe(learner, split.inputs, split.targets)
+        sizes.append(method_bytes(method))
+    assert sizes[0] - sizes[1] == 8 * (40 + 40 * 5 + 5)  # a row, and the means of the samples that are held out
 
 
 def test_about_a_fifth_is_held_out_whatever_the_inputs() -> None:
