@@ -45,11 +45,14 @@ class AGEM(Rehearsal):
 
 
 def project(current: Params, reference: Params) -> Tensor:
-    """Make `current` orthogonal to `reference`, in place, where they point against it; returns their inner product."""
+    """Make `current` orthogonal to `reference`, in place, where they point against it; returns their inner product.
+
+    Parameters that `current` lacks do not move, such as the heads of other tasks, so `reference` counts without them.
+    """
     shared = {name: reference[name] for name in current}
     inner = tree.dot(current, shared)
     if inner < 0:
-        length = tree.dot(reference, reference)
+        length = tree.dot(shared, shared)
         for gradient, direction in tree.blocks(current, current, shared):
             torch._foreach_add_(gradient, torch._foreach_mul(direction, -inner / length))
     return inner
