@@ -66,8 +66,8 @@ class BiC(Method):
     correction: Correction = state(Correction)
 
     def setup(self, learner: Learner) -> None:
-        """Raise `InputError` where the buffer would hold no exemplar of some class."""
-        check_capacity(learner, self.capacity)
+        """Raise `InputError` where some class would not have an exemplar to learn and another one to be held out."""
+        check_capacity(learner, self.capacity, least=2)
 
     def before_task(self, learner: Learner, task: Task) -> None:
         self.old, self.seen = min(task.classes), max(task.classes) + 1

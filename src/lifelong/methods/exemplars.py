@@ -14,11 +14,13 @@ from lifelong.methods.samples import BATCH
 from lifelong.streams.task import Split, Task
 
 
-def check_capacity(learner: Learner, capacity: int) -> None:
-    """Raise `InputError` where `capacity` exemplars would leave some class of the stream without one."""
+def check_capacity(learner: Learner, capacity: int, least: int = 1) -> None:
+    """Raise `InputError` where `capacity` exemplars would leave some class of the stream with less than `least`."""
     classes = sum(learner.planned_classes)
-    if capacity < classes:
-        raise InputError(f"capacity = {capacity} is less than the {classes} classes: give it that many")
+    if capacity < least * classes:
+        raise InputError(
+            f"capacity = {capacity} is too small for {classes} classes: give it at least {least * classes}"
+        )
 
 
 def renew(memory: Buffer, learner: Learner, task: Task, share: int) -> None:
