@@ -174,6 +174,14 @@ def test_a_gem_takes_out_just_the_part_that_points_against_the_reference() -> No
     torch.testing.assert_close(along, {"a": torch.tensor([1.0, 5.0]), "b": torch.tensor([[1.0]])})
 
 
+def test_a_gem_is_orthogonal_where_the_reference_has_parameters_that_do_not_move() -> None:
+    reference = {"a": torch.tensor([1.0, 2.0]), "other head": torch.tensor([7.0])}
+    current: Params = {"a": torch.tensor([-3.0, 1.0])}
+    project(current, reference)
+    torch.testing.assert_close(current["a"], torch.tensor([-3 + 1 / 5, 1 + 2 / 5]))
+    torch.testing.assert_close(current["a"] @ reference["a"], torch.tensor(0.0))
+
+
 @pytest.mark.parametrize("method", ["er", "er-ace", "mir", "a-gem", "gss"])
 def test_each_sample_is_offered_once_whatever_the_epochs(method: str) -> None:
     made, _, stream = trained(values(method, steps=None, epochs=3))
@@ -425,7 +433,8 @@ def test_per_class_keeps_so_many_of_each_class_of_each_task() -> None:
         ("er", {"capacity": 0}, "must be at least 1"),
         ("er", {"capacity": 9}, "fewer than the 10 classes: give it at least 10"),
         ("er", {"capacity": "300B"}, "holds 3 samples, fewer than the 10 classes"),
-        ("icarl", {"capacity": 9}, "less than the 10 classes"),
+        ("icarl", {"capacity": 9}, "too small for 10 classes: give it at least 10"),
+        ("bic", {"capacity": 19}, "too small for 10 classes: give it at least 20"),
     ],
 )
 def test_a_buffer_that_cannot_be_is_refused(method: str, settings: dict[str, Any], words: str) -> None:
@@ -472,6 +481,12 @@ def test_less_forgetful_learning_holds_features_and_old_heads() -> None:
     _, learner, _ = trained(values("lfl", "task", method_settings={"strength": 1e4}, optimizer="sgd", lr=1e-4))
     heads = learner.model.head.blocks
     assert [each.weight.requires_grad for each in heads] == [False, False, True]
+
+
+def test_less_forgetful_learning_refuses_a_layer_that_old_and_new_classes_share() -> None:
+    with pytest.raises(InputError, match=r"^method lfl freezes the layers of old classes: choose head growing$"):
+        run(recipe(values("lfl", head="single")))
+    assert run(recipe(values("lfl", "domain")))
 
 
 def test_replay_composes_with_an_anchor_and_with_distillation() -> None:

@@ -8,12 +8,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from lifelong.errors import InputError
 from lifelong.learner import Batch, Learner, freeze
 from lifelong.methods.method import Method, state
 from lifelong.methods.teacher import Teacher
-from lifelong.models.heads import MultiHead
+from lifelong.models.heads import MultiHead, SingleHead
 from lifelong.settings import setting
-from lifelong.streams.task import Task
+from lifelong.streams.task import Scenario, Task
 
 
 @dataclass
@@ -30,6 +31,15 @@ class LFL(Method):
 
     strength: float = setting(1e-2, "weight of the squared distance of features, at least 0", ge=0)
     teacher: Teacher = state(Teacher)
+
+    def setup(self, learner: Learner) -> None:
+        """Refuse a layer whose outputs for new classes would be frozen with those of the old ones.
+
+        Raises:
+            InputError: new classes share their layer with old ones.
+        """
+        if learner.scenario is Scenario.CLASS and isinstance(learner.model.head, SingleHead) and self.strength > 0:
+            raise InputError("method lfl freezes the layers of old classes: choose head growing")
 
     def before_task(self, learner: Learner, task: Task) -> None:
         self.teacher.forget_copy()
