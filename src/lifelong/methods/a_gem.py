@@ -23,6 +23,10 @@ class AGEM(Rehearsal):
     `g <- g - (g . r / r . r) r` where `g . r < 0`, with r the gradient of the mean cross-entropy over samples drawn
     from the buffer of all old tasks (Chaudhry et al. 2019, 1812.00420, eq. 11). The paper's reference batch has 256
     samples (`replay_batch`), its buffer 25 of each class of each task (`per_class`).
+
+    It keeps the loss on old samples from rising, to first order, and does not make it fall. Class-incremental, outputs
+    that come with their task raise it within the first steps, and a short training does not make up for that: give the
+    head all outputs from the start (`head: single`, `mask_unseen: false`), more steps, or a smaller rate.
     """
 
     family: ClassVar[str] = "constrained"
