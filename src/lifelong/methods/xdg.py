@@ -29,8 +29,8 @@ class XdG(Method):
     that follows the path of training, as in `xdg+si`. Those that measure importances on the network itself (ewc, mas)
     would do so without the gates.
 
-    The trunk is a sequence of linear or convolution layers; a gated channel is silent at every place, and the outputs
-    of a layer that are gated are those behind its normalisation, activation and pooling.
+    The trunk is a sequence of linear or convolution layers. Gates come behind what follows a layer (normalisation,
+    whose statistics tasks share, activation, pooling), and a gated channel is silent at every place.
     """
 
     family: ClassVar[str] = "structural"
