@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from lifelong.errors import InputError
 from lifelong.experiments.recipe import recipe
 from lifelong.experiments.run import run
 from lifelong.learner import Batch, Learner
-from lifelong.methods import DGR, METHODS, Chain, GenerativeClassifier, Method, build
+from lifelong.methods import BIR, DGR, METHODS, Chain, GenerativeClassifier, Method, build, gating, replay
 from lifelong.methods.method import transient
 from lifelong.models import Network, vae, with_head
 from lifelong.streams import Scenario, Split, Stream, Task
@@ -261,10 +262,8 @@ def test_a_conditional_generator_makes_the_class_that_it_is_asked_for(scenario: 
 
 
 def test_conditional_replay_draws_labels_evenly() -> None:
-    dgr = DGR(latent=2, hidden=(4,), conditional=True)
-    trained(dgr, Scenario.CLASS, tasks=2)
-    assert dgr._even_labels(20, torch.device("cpu")).bincount().tolist() == [5, 5, 5, 5]
-    assert len(dgr._even_labels(3, torch.device("cpu")).unique()) == 3
+    assert replay.even(20, 4, torch.device("cpu")).bincount().tolist() == [5, 5, 5, 5]
+    assert len(replay.even(3, 4, torch.device("cpu")).unique()) == 3
 
 
 def test_shared_labels_share_the_generators_table() -> None:
@@ -288,7 +287,7 @@ def test_a_generator_refuses_classes_that_it_never_saw() -> None:
         DGR().generate(torch.tensor([0]))
 
 
-GENERATIVE = [("dgr", Scenario.DOMAIN), ("generative-classifier", Scenario.CLASS)]
+GENERATIVE = [("dgr", Scenario.DOMAIN), ("bi-r", Scenario.CLASS), ("generative-classifier", Scenario.CLASS)]
 
 
 @pytest.mark.parametrize(("name", "scenario"), GENERATIVE)
@@ -317,6 +316,130 @@ def test_a_generator_goes_on_training_where_the_optimiser_is_kept() -> None:
         names.append({name for name in dgr.trainable(learner) if "labels" in name})
     assert [len(each) for each in names] == [1, 2, 3]
     assert names[0] < names[1] < names[2]
+
+
+def test_the_density_of_codes_is_a_gaussian() -> None:
+    torch.manual_seed(0)
+    codes, mean, logvar = torch.randn(3, 4, 2, dtype=torch.float64)
+    expected = torch.distributions.Normal(mean, (logvar / 2).exp()).log_prob(codes).sum(-1)
+    found = vae.log_normal(codes, mean, logvar) - math.log(2 * math.pi)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
+def within_third_task(scenario: Scenario, **settings: Any) -> tuple[BIR, Learner, Batch, Network]:
+    """BI-R within the third task, and the network after the second."""
+    bir, learner = BIR(latent=3, **{"hidden": (5, 4), **settings}), learner_for(scenario)
+    tasks, networks = stream(scenario), []
+    for event in loop.train(learner, bir, tasks, Schedule(batch_size=8, steps=4)):
+        if isinstance(event, TaskDone):
+            networks.append(copy.deepcopy(learner.model).eval())
+        if isinstance(event, loop.Step) and event.task.index == 2 and learner.clock.step == 2:
+            break
+    split = tasks.tasks[2].train
+    features = learner.model.features(split.inputs)
+    return bir, learner, Batch(split.inputs, split.targets, 2, features=features), networks[1]
+
+
+def slow_generative(bir: BIR, learner: Learner, inputs: Tensor, known: Tensor, contexts: Tensor) -> Tensor:
+    """The bound of each sample by itself: the reparameterised code, the mixture and the gates class by class."""
+    means, logvars = replay.table(bir.generator, "mean"), replay.table(bir.generator, "logvar")
+    noise = torch.randn(len(inputs), 3, dtype=torch.float64)
+    tables = [gating.drawn(learner.seed, context, (4, 5), bir.gated) for context in range(contexts.shape[1])]
+    g, normal, total = bir.generator, torch.distributions.Normal, torch.zeros((), dtype=torch.float64)
+    for x, e, p, c in zip(inputs, noise, known, contexts, strict=True):
+        mean, logvar = (learner.model.trunk(x) @ g["encoder.0.weight"].T + g["encoder.0.bias"]).split(3)
+        q = normal(mean, (logvar / 2).exp())
+        z = mean + (logvar / 2).exp() * e
+        densities = [normal(m, (s / 2).exp()).log_prob(z).sum().exp() for m, s in zip(means, logvars, strict=True)]
+        prior = torch.log(sum(share * density for share, density in zip(p, densities, strict=True)))
+        hidden = z
+        for layer in range(2):
+            gate = sum(share * table[layer].double() for share, table in zip(c, tables, strict=True))
+            hidden = gate * torch.relu(g[f"decoder.{layer}.weight"] @ hidden + g[f"decoder.{layer}.bias"])
+        pixels = torch.sigmoid(g["decoder.2.weight"] @ hidden + g["decoder.2.bias"])
+        bernoulli = (x * pixels.log() + (1 - x) * (1 - pixels).log()).sum()
+        total = total + (q.log_prob(z).sum() - prior - bernoulli) / PIXELS
+    return total / len(inputs)
+
+
+@pytest.mark.parametrize("scenario", list(Scenario))
+@pytest.mark.parametrize("share", [None, 0.2])
+def test_brain_inspired_replay_is_its_equation(scenario: Scenario, share: float | None) -> None:
+    bir, learner, batch, old = within_third_task(scenario, new_share=share, gated=0.5, temperature=1.7)
+    torch.manual_seed(5)
+    found = bir.loss(learner, batch, torch.empty(0), torch.tensor(0.25, dtype=torch.float64))
+
+    torch.manual_seed(5)
+    domain, told = scenario is Scenario.DOMAIN, scenario is Scenario.TASK
+    modes = CLASSES if domain else 3 * CLASSES
+    known = F.one_hot(batch.targets + (2 * CLASSES if told else 0), modes).double()
+    third = F.one_hot(torch.full((SAMPLES,), 2), 3).double()
+    new = 0.25 + slow_generative(bir, learner, batch.inputs, known, third if domain else known)
+    inputs, tasks = bir.replayed(learner, SAMPLES)
+    wanted, distilled = torch.zeros(SAMPLES, modes, dtype=torch.float64), 0.0
+    for i, (x, task) in enumerate(zip(inputs, tasks.tolist(), strict=True)):
+        head = task if told else 2
+        before, now = (net(x[None], 0 if domain else head)[0] / 1.7 for net in (old, learner.model))
+        if scenario is Scenario.CLASS:
+            assert len(before) == 2 * CLASSES
+        p, log_q = before.detach().softmax(0), now.log_softmax(0)
+        distilled -= 1.7**2 * float((p * log_q.detach()[: len(p)]).sum()) / SAMPLES
+        first = task * CLASSES if told else 0
+        wanted[i, first : first + len(p)] = p
+    generative = slow_generative(bir, learner, inputs, wanted, F.one_hot(tasks, 3).double() if domain else wanted)
+    r = 1 / 3 if share is None else share
+    expected = r * new + (1 - r) * (distilled + generative)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("scenario", list(Scenario))
+def test_brain_inspired_replay_decodes_the_old_modes_evenly(scenario: Scenario) -> None:
+    """Modes without any width: each decodes to the one input that its class, or its task, has."""
+    bir, learner, *_ = within_third_task(scenario, gated=0.5, hidden=(32, 32))
+    for name in bir.old_generator:
+        if name.startswith("logvar."):
+            bir.old_generator[name].fill_(-torch.inf)
+    inputs, tasks = bir.replayed(learner, 40)
+    kinds, counts = torch.cat([inputs, tasks[:, None]], 1).unique(dim=0, return_counts=True)
+    assert counts.tolist() == [10] * 4
+    assert kinds[:, -1].tolist().count(0.0) == kinds[:, -1].tolist().count(1.0) == 2
+    # Neither what is learned now, nor the task at hand, has a part in it.
+    with torch.no_grad():
+        for each in bir.generator.values():
+            each += 1.0
+    again, _ = bir.replayed(learner, 40)
+    torch.testing.assert_close(again.unique(dim=0), inputs.unique(dim=0), rtol=1e-12, atol=0)
+
+
+def test_the_trunk_learns_to_reconstruct() -> None:
+    bir, learner, batch, _ = within_third_task(Scenario.CLASS)
+    loss = bir.loss(learner, batch, torch.empty(0), torch.zeros((), dtype=torch.float64))
+    found = torch.autograd.grad(loss, list(learner.model.trunk.parameters()))
+    assert all(each.any() for each in found)
+
+
+@pytest.mark.parametrize("scenario", [Scenario.TASK, Scenario.CLASS])
+def test_each_class_is_replayed_as_it_looks(scenario: Scenario) -> None:
+    bir, learner = BIR(latent=2, hidden=(32,)), learner_for(scenario)
+    for event in loop.train(learner, bir, two_blots(scenario), Schedule(batch_size=24, steps=150)):
+        if isinstance(event, TaskDone) and event.task.index == 1:
+            break
+    bir.outputs.append(CLASSES)
+    torch.manual_seed(0)
+    inputs, tasks = bir.replayed(learner, 400)
+    lit = inputs.argmax(1)
+    assert (lit // CLASSES == tasks).double().mean() > 0.95
+    assert (lit.bincount(minlength=4)[:4] - 100).abs().max() <= 20
+
+
+def test_the_modes_of_later_tasks_wait_for_them() -> None:
+    bir = BIR(latent=2, hidden=(4,))
+    learner = trained(bir, Scenario.CLASS)
+    sizes = []
+    for index in range(3):
+        learner.clock.task = index
+        sizes.append(sum(name.startswith(("generator.mean", "generator.logvar")) for name in bir.trainable(learner)))
+    assert sizes == [2, 4, 6]
 
 
 @dataclass

@@ -17,7 +17,7 @@ from lifelong.experiments import build
 from lifelong.experiments.recipe import recipe
 from lifelong.experiments.run import Every, Finished, events
 from lifelong.learner import Batch, Learner
-from lifelong.methods import HAT, METHODS, Growing, Method, PackNet, Piggyback, Progressive, Separate
+from lifelong.methods import HAT, METHODS, Growing, Method, PackNet, Piggyback, Progressive, Separate, XdG, gating
 from lifelong.methods.piggyback import masked, pack, unpack
 from lifelong.methods.sequence import stages
 from lifelong.methods.structure import Hold
@@ -85,7 +85,7 @@ def answers(learner: Learner, method: Method, stream: Stream, index: int) -> Ten
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("method", sorted({*STRUCTURAL} - {"growing"}))
+@pytest.mark.parametrize("method", sorted({*STRUCTURAL} - {"growing", "xdg"}))
 def test_old_answers_stay_to_the_bit(method: str, model: str, optimizer: str) -> None:
     learner, running, stream, train = begun(method=method, model=MODELS[model], **OPTIMIZERS[optimizer])
     kept: list[Tensor] = []
@@ -98,7 +98,7 @@ def test_old_answers_stay_to_the_bit(method: str, model: str, optimizer: str) ->
 
 
 @pytest.mark.parametrize("model", [{"name": "mlp", "hidden": [64, 32]}, {"name": "convnet", "channels": [16, 16]}])
-@pytest.mark.parametrize("method", STRUCTURAL)
+@pytest.mark.parametrize("method", sorted({*STRUCTURAL} - {"xdg"}))
 def test_all_tasks_are_known_at_the_end(method: str, model: dict[str, Any]) -> None:
     learner, running, stream = trained(method=method, model=model, steps=150, train_samples=200)
     reached = [accuracy(learner, running, task, task.test) for task in stream.tasks]
@@ -154,7 +154,7 @@ def test_other_scenarios_are_refused(method: str) -> None:
         build.method(recipe(values(method, scenario="class")))
 
 
-@pytest.mark.parametrize("method", sorted({*STRUCTURAL} - {"separate"}))
+@pytest.mark.parametrize("method", sorted({*STRUCTURAL} - {"separate", "xdg"}))
 def test_a_shared_head_is_refused(method: str) -> None:
     with pytest.raises(InputError, match=f"method {method} .*choose head multi"):
         trained(method=method, head="single", stream="permuted")
@@ -432,6 +432,68 @@ def test_hat_follows_its_equations(cycles: int, rises: list[float]) -> None:
         (slope,) = torch.autograd.grad(expected, free)
         factor = 4 * (torch.cosh(s * free) + 1) / (s * (torch.cosh(free) + 1))
         torch.testing.assert_close(e.grad, slope * factor.detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_xdg_answers_through_the_open_units_of_the_task_alone() -> None:
+    """Slowly: the network of the task is the one that only has its open units."""
+    learner, method, stream = trained(method={"name": "xdg", "gated": 0.75}, model={"name": "mlp", "hidden": [24, 16]})
+    first, second = (learner.model.trunk[1], learner.model.trunk[3])
+    outs = []
+    for task in range(4):
+        gates = [gate.bool() for gate in method.gates[task]]
+        assert [int(gate.sum()) for gate in gates] == [6, 4]
+        inputs, _ = next(stream.tasks[1].test.ready(learner.device).batches(100))
+        hidden = torch.relu(inputs.flatten(1) @ first.weight[gates[0]].T + first.bias[gates[0]])
+        hidden = torch.relu(hidden @ second.weight[gates[1]][:, gates[0]].T + second.bias[gates[1]])
+        head = learner.model.head.blocks[task]
+        outs.append(hidden @ head.weight[:, gates[1]].T + head.bias)
+        torch.testing.assert_close(method.logits(learner, inputs, task), outs[-1], rtol=1e-5, atol=1e-5)
+    # Samples of several tasks, as a buffer mixes them in.
+    tasks = torch.arange(len(inputs)) % 2
+    mixed = method.forward(learner, Batch(inputs, tasks, tasks))
+    expected = torch.stack(outs[:2])[tasks, torch.arange(len(inputs))]
+    torch.testing.assert_close(mixed, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_xdg_trains_the_open_units_of_the_task_alone() -> None:
+    learner, method, _, running = begun(method="xdg", model={"name": "mlp", "hidden": [24, 16], "activation": "tanh"})
+    assert isinstance(method, XdG)
+    next(event for event in running if type(event) is TaskDone)
+    live = dict(learner.model.named_parameters())
+    before = tree.snapshot(live)
+    learner.optimizer.param_groups[0]["weight_decay"] = 0.0
+    next(event for event in running if type(event) is TaskDone)
+    first, second = (gate.bool() for gate in method.gates[1])
+    moved = {name: live[name] != before[name] for name in before}
+    assert torch.equal(moved["trunk.1.bias"], first)
+    assert torch.equal(moved["trunk.3.bias"], second)
+    assert torch.equal(moved["trunk.3.weight"], second[:, None] & first)
+
+
+def test_xdg_draws_gates_of_its_own_for_each_task_and_seed() -> None:
+    drawn = [gating.drawn(seed, task, [40, 30], 0.5) for seed in range(2) for task in range(3)]
+    for index, (first, second) in enumerate(drawn):
+        assert [first.sum(), second.sum()] == [20, 15]
+        assert not any(torch.equal(first, other[0]) for other in drawn[:index])
+    torch.testing.assert_close(gating.drawn(1, 2, [40, 30], 0.5), drawn[-1], rtol=0, atol=0)
+    assert [float(gate.sum()) for gate in gating.drawn(0, 0, [3, 1], 0.99)] == [1, 1]
+
+
+def test_xdg_keeps_tasks_apart_where_layers_are_wide() -> None:
+    reached = {}
+    for name, method in {"xdg": {"name": "xdg", "gated": 0.9}, "naive": "naive"}.items():
+        model = {"name": "mlp", "hidden": [256, 256]}
+        learner, running, stream = trained(method=method, model=model, steps=100, train_samples=200)
+        reached[name] = sum(accuracy(learner, running, task, task.test) for task in stream.tasks) / len(stream)
+    assert reached["xdg"] > 0.95
+    assert reached["naive"] < 0.9
+
+
+def test_xdg_without_silent_units_is_fine_tuning() -> None:
+    model = {"name": "mlp", "hidden": [24, 16]}
+    ungated, _, _ = trained(method={"name": "xdg", "gated": 0.0}, model=model)
+    naive, _, _ = trained(method="naive", model=model)
+    torch.testing.assert_close(tree.weights(ungated.model), tree.weights(naive.model), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("flatten_first", [True, False])

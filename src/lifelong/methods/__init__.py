@@ -9,6 +9,7 @@ from lifelong import settings
 from lifelong.errors import InputError, unknown
 from lifelong.methods.a_gem import AGEM
 from lifelong.methods.anchor import Anchor
+from lifelong.methods.bi_r import BIR
 from lifelong.methods.bic import BiC
 from lifelong.methods.chain import Chain
 from lifelong.methods.der import DER, DERpp
@@ -44,6 +45,7 @@ from lifelong.methods.separate import Separate
 from lifelong.methods.si import SI
 from lifelong.methods.slda import SLDA
 from lifelong.methods.vcl import VCL, Uncertainty, uncertainty
+from lifelong.methods.xdg import XdG
 
 METHODS: dict[str, type[Method]] = {
     "naive": Naive,
@@ -73,11 +75,13 @@ METHODS: dict[str, type[Method]] = {
     "slda": SLDA,
     "ranpac": RanPAC,
     "dgr": DGR,
+    "bi-r": BIR,
     "generative-classifier": GenerativeClassifier,
     "vcl": VCL,
     "packnet": PackNet,
     "piggyback": Piggyback,
     "separate": Separate,
+    "xdg": XdG,
     "hat": HAT,
     "progressive": Progressive,
     "growing": Growing,
@@ -85,6 +89,7 @@ METHODS: dict[str, type[Method]] = {
 
 __all__ = [
     "AGEM",
+    "BIR",
     "DER",
     "DGR",
     "ER",
@@ -123,6 +128,7 @@ __all__ = [
     "RanPAC",
     "Separate",
     "Uncertainty",
+    "XdG",
     "build",
     "uncertainty",
 ]

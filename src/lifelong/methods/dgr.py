@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from lifelong import randomness, tree
 from lifelong.errors import InputError
 from lifelong.learner import Batch, Learner
+from lifelong.methods import replay
 from lifelong.methods.method import Method, state
 from lifelong.methods.teacher import Teacher
 from lifelong.models import vae
@@ -19,8 +20,6 @@ from lifelong.models.heads import MultiHead
 from lifelong.settings import setting
 from lifelong.streams.task import Scenario, Task
 from lifelong.tree import Params
-
-_CHECKED = 4096
 
 
 @dataclass
@@ -57,12 +56,11 @@ class DGR(Method):
     old_solver: Teacher = state(Teacher)
 
     def before_task(self, learner: Learner, task: Task) -> None:
-        for inputs, _ in task.train.ready(learner.device).batches(_CHECKED):
-            vae.check_inputs(inputs, "dgr")
+        inputs = replay.check_inputs(learner, task, "dgr")
         if not self.generator:
             seed = randomness.derive(learner.seed, "generator")
             self.generator = vae.initial(inputs[0].numel(), self.hidden, self.latent, seed=seed, like=inputs)
-        if self.conditional and (learner.scenario is not Scenario.DOMAIN or task.index == 0):
+        if self.conditional and replay.brings_classes(learner, task):
             first = self.generator["decoder.0.weight"]
             drawn = randomness.generator(learner.seed, "labels", task.index)
             # As a linear layer draws the weights of such a column.
@@ -72,17 +70,15 @@ class DGR(Method):
         self.old_solver.forget_copy()
 
     def trainable(self, learner: Learner) -> Params:
-        # Where a run is resumed the tasks come one by one, and labels of later ones are there already.
-        later = {f"labels.{index}" for index in range(learner.clock.task + 1, len(self.outputs))}
-        own = {name: each.requires_grad_() for name, each in self.generator.items() if name not in later}
-        return {**super().trainable(learner), **{f"generator.{name}": each for name, each in own.items()}}
+        return {**super().trainable(learner), **replay.trained(self.generator, learner.clock.task)}
 
     def loss(self, learner: Learner, batch: Batch, logits: Tensor, loss: Tensor) -> Tensor:
-        loss = loss + self._reconstruction(batch.inputs, self._labels(learner, batch))
+        known = replay.classes(learner, batch, self.outputs) if self.conditional else None
+        loss = loss + self._reconstruction(batch.inputs, known)
         if not self.old_generator:
             return loss
         share = 1 / len(self.outputs) if self.new_share is None else self.new_share
-        labels = self._even_labels(len(batch.inputs), batch.targets.device) if self.conditional else None
+        labels = replay.even(len(batch.inputs), self._seen(), batch.targets.device) if self.conditional else None
         with torch.no_grad():
             replayed = self._draw(len(batch.inputs), labels)
         old = self._solver_loss(learner, replayed.unflatten(1, batch.inputs.shape[1:]))
@@ -139,19 +135,6 @@ class DGR(Method):
         wanted = F.pad((old / self.temperature).softmax(1), (0, logits.shape[1] - old.shape[1]))
         return F.cross_entropy(logits / self.temperature, wanted) * self.temperature**2
 
-    def _labels(self, learner: Learner, batch: Batch) -> Tensor | None:
-        """Return the rows `[batch]` of the generator's table of labels, or None where it knows none."""
-        if not self.conditional:
-            return None
-        if learner.scenario is not Scenario.TASK:
-            return batch.targets
-        first = torch.tensor([0, *self.outputs], device=batch.targets.device).cumsum(0)
-        return batch.targets + first[batch.task]
-
-    def _even_labels(self, count: int, device: torch.device) -> Tensor:
-        seen = self._seen()
-        return torch.randperm(seen, device=device)[torch.arange(count, device=device) % seen]
-
     def _seen(self) -> int:
         return sum(len(each) for name, each in self.old_generator.items() if name.startswith("labels."))
 
@@ -159,4 +142,4 @@ class DGR(Method):
 def _shift(generator: Params, labels: Tensor | None) -> Tensor | None:
     if labels is None:
         return None
-    return torch.cat([each for name, each in generator.items() if name.startswith("labels.")])[labels]
+    return replay.table(generator, "labels")[labels]

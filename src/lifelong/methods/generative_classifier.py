@@ -11,13 +11,12 @@ from torch import Tensor
 from lifelong import randomness
 from lifelong.errors import InputError
 from lifelong.learner import Batch, Learner
+from lifelong.methods import replay
 from lifelong.methods.method import Method, state
 from lifelong.models import vae
 from lifelong.settings import setting
 from lifelong.streams.task import Scenario, Task
 from lifelong.tree import Params
-
-_CHECKED = 4096
 
 
 @dataclass
@@ -45,8 +44,7 @@ class GenerativeClassifier(Method):
     generators: dict[str, Params] = state(dict)
 
     def before_task(self, learner: Learner, task: Task) -> None:
-        for inputs, _ in task.train.ready(learner.device).batches(_CHECKED):
-            vae.check_inputs(inputs, "generative-classifier")
+        inputs = replay.check_inputs(learner, task, "generative-classifier")
         self.classes.append(list(task.classes))
         for label in task.classes:
             seed = randomness.derive(learner.seed, "class", label)

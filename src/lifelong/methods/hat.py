@@ -84,7 +84,7 @@ class HAT(Method):
             structure.hold_statistics(learner.model.trunk)
         steepness = self._steepness(learner)
         self.attention = [torch.sigmoid(steepness * each) for each in self.embeddings.values()]
-        batch.features = self._features(learner, batch.inputs, self.attention)
+        batch.features = sequence.through_gates(self._stages(learner), self.attention, batch.inputs)
         logits: Tensor = learner.model.head(batch.features, batch.task)
         return logits
 
@@ -120,16 +120,9 @@ class HAT(Method):
             gates = [each.to(inputs) for each in self.masks[task].values()]
         else:
             gates = [(each > 0).to(inputs) for each in self.embeddings.values()]
-        logits: Tensor = learner.model.head(self._features(learner, inputs, gates), task)
+        features = sequence.through_gates(self._stages(learner), gates, inputs)
+        logits: Tensor = learner.model.head(features, task)
         return logits
-
-    def _features(self, learner: Learner, inputs: Tensor, gates: list[Tensor]) -> Tensor:
-        """Return features `[batch, width]`, each stage's output multiplied by its gate `[units]`."""
-        for stage, gate in zip(self._stages(learner), gates, strict=True):
-            inputs = sequence.through((*stage.before, stage.layer, *stage.rest), inputs)
-            spread = _spread(gate, inputs.shape[1])
-            inputs = inputs * spread.view(-1, *[1] * (inputs.dim() - 2))
-        return inputs
 
     def _steepness(self, learner: Learner) -> float:
         length = math.ceil(learner.clock.steps / self.cycles)
@@ -156,13 +149,13 @@ class HAT(Method):
         for stage in self._stages(learner):
             out, weight = self.used[stage.name] > 0, stage.layer.weight
             width = weight.shape[1]
-            feeding = out.new_full((width,), bool(self.masks)) if last is None else _spread(last, width)
+            feeding = out.new_full((width,), bool(self.masks)) if last is None else sequence.spread(last, width)
             pairs = out.unsqueeze(1) & feeding
             held[names[weight]] = pairs.view(*pairs.shape, *[1] * (weight.dim() - 2)).expand_as(weight)
             for early in _parameters(stage.before):
                 held[names[early]] = torch.full_like(early, bool(self.masks), dtype=torch.bool)
             for own in _parameters(stage.rest):
-                held[names[own]] = _spread(out, len(own))
+                held[names[own]] = sequence.spread(out, len(own))
             if stage.layer.bias is not None:
                 held[names[stage.layer.bias]] = out
             last = out
@@ -171,8 +164,3 @@ class HAT(Method):
 
 def _parameters(modules: Sequence[nn.Module]) -> list[nn.Parameter]:
     return [each for module in modules for each in module.parameters()]
-
-
-def _spread(gate: Tensor, width: int) -> Tensor:
-    """Return `[width]` values for `[units]` of them, where flattening made several inputs of each unit."""
-    return gate if len(gate) == width else gate.repeat_interleave(width // len(gate))

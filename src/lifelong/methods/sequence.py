@@ -72,6 +72,21 @@ def through(modules: Sequence[nn.Module], inputs: Tensor) -> Tensor:
     return inputs
 
 
+def through_gates(found: Sequence[Stage], gates: Sequence[Tensor], inputs: Tensor) -> Tensor:
+    """Return features `[batch, width]`: each stage's output times its gate, `[units]` or `[batch, units]`."""
+    for stage, gate in zip(found, gates, strict=True):
+        inputs = through((*stage.before, stage.layer, *stage.rest), inputs)
+        wide = spread(gate, inputs.shape[1])
+        inputs = inputs * wide.view(*wide.shape[:-1], -1, *[1] * (inputs.dim() - 2))
+    return inputs
+
+
+def spread(gate: Tensor, width: int) -> Tensor:
+    """Return `[..., width]` values for `[..., units]`, where flattening made several inputs of each unit."""
+    units = gate.shape[-1]
+    return gate if units == width else gate.repeat_interleave(width // units, dim=-1)
+
+
 def need_units_apart(found: Sequence[Stage], method: str) -> None:
     """Refuse normalisation over several units.
 

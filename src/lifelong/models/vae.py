@@ -8,7 +8,7 @@ copy is a snapshot.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -32,15 +32,33 @@ def initial(pixels: int, hidden: Sequence[int], latent: int, *, seed: int, like:
     Raises:
         InputError: a layer without units.
     """
+    decoder = decoder_widths(pixels, hidden, latent)
+    return fresh({"encoder": [pixels, *hidden, 2 * latent], "decoder": decoder}, seed=seed, like=like)
+
+
+def decoder_widths(pixels: int, hidden: Sequence[int], latent: int) -> list[int]:
+    """Return the widths of a decoder from the code to the inputs, its `hidden` layers in reverse.
+
+    Raises:
+        InputError: a layer without units.
+    """
     if min(hidden, default=1) < 1:
         raise InputError(f"hidden = {tuple(hidden)} must be numbers of units, each at least 1")
+    return [latent, *reversed(hidden), pixels]
+
+
+def fresh(parts: Mapping[str, Sequence[int]], *, seed: int, like: Tensor) -> Params:
+    """Return fresh parameters, `<part>.<layer>.weight` and so on, that need a gradient.
+
+    Args:
+        parts: widths of the layers of each part, from its inputs to its outputs.
+        seed: of the weights.
+        like: its dtype and device are theirs.
+    """
     params: Params = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for part, widths in (
-            ("encoder", [pixels, *hidden, 2 * latent]),
-            ("decoder", [latent, *reversed(hidden), pixels]),
-        ):
+        for part, widths in parts.items():
             for index in range(len(widths) - 1):
                 for name, each in nn.Linear(widths[index], widths[index + 1]).named_parameters():
                     params[f"{part}.{index}.{name}"] = each.detach().to(like).requires_grad_()
@@ -53,15 +71,16 @@ def encode(params: Params, inputs: Tensor) -> tuple[Tensor, Tensor]:
     return mean, logvar
 
 
-def decode(params: Params, codes: Tensor, shift: Tensor | None = None) -> Tensor:
+def decode(params: Params, codes: Tensor, shift: Tensor | None = None, gates: Sequence[Tensor] = ()) -> Tensor:
     """Return the logits `[batch, pixels]` of the inputs that `codes` `[batch, latent]` stand for.
 
     Args:
         params: of the decoder.
         codes: `[batch, latent]`.
         shift: `[batch, width]`, added to the first layer's sums: what a decoder that knows more than the code knows.
+        gates: `[batch, units]` for each hidden layer, from the code on, that multiply its activations; or none.
     """
-    return _layers(params, "decoder", codes, shift)
+    return _layers(params, "decoder", codes, shift, gates)
 
 
 def draw(params: Params, codes: Tensor, shift: Tensor | None = None) -> Tensor:
@@ -72,6 +91,11 @@ def draw(params: Params, codes: Tensor, shift: Tensor | None = None) -> Tensor:
 def divergence(mean: Tensor, logvar: Tensor) -> Tensor:
     """Return `KL(N(mean, exp(logvar)) || N(0, 1)) = 1/2 sum (mean^2 + exp(logvar) - 1 - logvar)`, `[batch]`."""
     return (mean.square() + logvar.exp() - 1 - logvar).sum(1) / 2
+
+
+def log_normal(codes: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
+    """Return `log N(z; mean, exp(logvar))` without its constant `-n/2 log(2 pi)`, summed over the last dimension n."""
+    return -(logvar + (codes - mean).square() * (-logvar).exp()).sum(-1) / 2
 
 
 def log_bernoulli(logits: Tensor, inputs: Tensor) -> Tensor:
@@ -127,7 +151,9 @@ def check_inputs(inputs: Tensor, method: str) -> None:
         )
 
 
-def _layers(params: Params, part: str, inputs: Tensor, shift: Tensor | None = None) -> Tensor:
+def _layers(
+    params: Params, part: str, inputs: Tensor, shift: Tensor | None = None, gates: Sequence[Tensor] = ()
+) -> Tensor:
     depth = sum(name.startswith(f"{part}.") and name.endswith(".weight") for name in params)
     values = inputs
     for index in range(depth):
@@ -136,4 +162,6 @@ def _layers(params: Params, part: str, inputs: Tensor, shift: Tensor | None = No
             values = values + shift
         if index < depth - 1:
             values = F.relu(values)
+            if gates:
+                values = values * gates[index]
     return values
