@@ -17,6 +17,7 @@ from lifelong.methods.er import ER
 from lifelong.methods.er_ace import ERACE
 from lifelong.methods.ewc import EWC
 from lifelong.methods.feature_extraction import FeatureExtraction
+from lifelong.methods.fromp import FROMP
 from lifelong.methods.gdumb import GDumb
 from lifelong.methods.gem import GEM
 from lifelong.methods.generative_classifier import GenerativeClassifier
@@ -75,6 +76,7 @@ METHODS: dict[str, type[Method]] = {
     "dgr": DGR,
     "generative-classifier": GenerativeClassifier,
     "vcl": VCL,
+    "fromp": FROMP,
     "packnet": PackNet,
     "piggyback": Piggyback,
     "separate": Separate,
@@ -90,6 +92,7 @@ __all__ = [
     "ER",
     "ERACE",
     "EWC",
+    "FROMP",
     "GEM",
     "GSS",
     "HAT",
