@@ -215,7 +215,7 @@ def test_rounding_below_zero_is_taken_for_zero() -> None:
 @pytest.mark.parametrize("scenario", list(Scenario))
 def test_old_answers_are_held(scenario: Scenario) -> None:
     moved = []
-    for strength in (1e-9, 1.0):
+    for strength in (1e-9, 10.0):
         method, learner, *_ = third_task(scenario, StepsDone, lr=0.005, steps=40, strength=strength)
         points = [method.memory.columns["inputs"][: len(method.memory)][method.memory.groups == s] for s in (0, 1)]
         now = [probabilities(learner, inputs, s).detach() for s, inputs in enumerate(points)]
