@@ -96,15 +96,16 @@ class FROMP(Method):
         """Return `sum_s sum_k (m_sk - m*_sk)^T K_sk^-1 (m_sk - m*_sk)`, 0-d, over about `count` samples drawn."""
         random = randomness.numpy_generator(learner.seed, "memorable", learner.clock.total_steps)
         share = math.ceil(count / len(self.means))
-        drawn = [_drawn(len(mean), share, random).to(learner.device) for mean in self.means]
-        places = [self._places(index)[rows.cpu()] for index, rows in enumerate(drawn)]
+        drawn = [_drawn(len(mean), share, random) for mean in self.means]
+        places = [self._places(index)[rows] for index, rows in enumerate(drawn)]
         inputs = self.memory.rows(torch.cat(places))["inputs"]
         # The means are those of a network in evaluation mode and at full precision, which K^-1 would magnify losses of.
         with evaluating(learner.model), torch.autocast(learner.device.type, enabled=False):
             features = learner.model.features(inputs).split([len(rows) for rows in drawn])
             found = [learner.model.head(each, index).softmax(1) for index, each in enumerate(features)]
         distances = []
-        for mean, precision, now, rows in zip(self.means, self.precisions, found, drawn, strict=True):
+        for mean, precision, now, chosen in zip(self.means, self.precisions, found, drawn, strict=True):
+            rows = chosen.to(mean.device)
             away = (now - mean[rows]).T.unsqueeze(2)
             distances.append((away.mT @ precision[:, rows.unsqueeze(1), rows] @ away).sum())
         return torch.stack(distances).sum()
