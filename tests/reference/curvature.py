@@ -60,3 +60,22 @@ def assert_same(found: Params, expected: Params, tolerance: float = 1e-9) -> Non
         assert found[name].shape == each.shape, name
         worst = float((found[name] - each).abs().max())
         assert worst <= tolerance * float(each.abs().max()) + noise, f"{name}: {worst}"
+
+
+def loop_jacobian(model: nn.Module, forward: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+    """Return the Jacobian `[outputs, samples, parameters]` of a model in evaluation mode, parameters side by side."""
+    live = [each for each in model.parameters() if each.requires_grad]
+    rows = []
+    for n in range(len(inputs)):
+        outputs = forward(inputs[n : n + 1])[0]
+        for output in outputs:
+            found = torch.autograd.grad(output, live, retain_graph=True, allow_unused=True)
+            parts = [torch.zeros_like(p) if g is None else g for p, g in zip(live, found, strict=True)]
+            rows.append(torch.cat([part.flatten() for part in parts]))
+    return torch.stack(rows).unflatten(0, (len(inputs), -1)).transpose(0, 1)
+
+
+def loop_kernels(model: nn.Module, forward: Callable[[Tensor], Tensor], inputs: Tensor, covariance: Params) -> Tensor:
+    """Return `J_k diag(covariance) J_k^T` of each output k, `[outputs, samples, samples]`."""
+    variance = torch.cat([covariance[name].flatten() for name, p in model.named_parameters() if p.requires_grad])
+    return torch.stack([each @ torch.diag(variance) @ each.T for each in loop_jacobian(model, forward, inputs)])

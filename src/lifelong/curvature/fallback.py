@@ -39,30 +39,37 @@ def add_moments(
 
     By `vmap(grad)` over chunks of samples, or one sample at a time where the model is beyond `vmap`.
     """
+    for direction in directions:
+        for each in gradients(model, forward, names, inputs, direction):
+            for name in names:
+                found = each[name].to(totals[name].dtype)
+                totals[name] += (found.abs() if power == 1 else found.square()).sum(0)
+
+
+def gradients(
+    model: nn.Module, forward: Forward, names: Sequence[str], inputs: Tensor, direction: Tensor
+) -> Iterator[Params]:
+    """Yield `J_n^T v_n` of the parameters `names`, `[chunk, *shape]` each, for one chunk of samples after the other."""
     slots = _slots(model)
     still = {name: model.get_parameter(name).detach() for name in slots}
     params = {name: still[name] for name in names}
 
-    def scalar(chosen: Params, sample: Tensor, direction: Tensor) -> Tensor:
+    def scalar(chosen: Params, sample: Tensor, along: Tensor) -> Tensor:
         # The other parameters are detached, so that the gradients belong to no graph of their own.
         with _swapped(slots, {**still, **chosen}):
             outputs = forward(sample.unsqueeze(0))
         # Outputs that are masked with -inf have no direction, and 0 * inf would be no number.
-        return torch.where(direction != 0, outputs[0] * direction, 0.0).sum()
+        return torch.where(along != 0, outputs[0] * along, 0.0).sum()
 
     gradient = torch.func.grad(scalar)
     over_samples = torch.func.vmap(gradient, in_dims=(None, 0, 0))
-    for direction in directions:
-        for sample, along in zip(inputs.split(_CHUNK), direction.split(_CHUNK), strict=True):
-            try:
-                each = over_samples(params, sample, along)
-            except (RuntimeError, ValueError):
-                # Data-dependent control flow and some in-place writes are beyond vmap: one sample at a time then.
-                alone = [gradient(params, s, v) for s, v in zip(sample, along, strict=True)]
-                each = {key: torch.stack([one[key] for one in alone]) for key in params}
-            for name in names:
-                found = each[name].to(totals[name].dtype)
-                totals[name] += (found.abs() if power == 1 else found.square()).sum(0)
+    for sample, along in zip(inputs.split(_CHUNK), direction.split(_CHUNK), strict=True):
+        try:
+            yield over_samples(params, sample, along)
+        except (RuntimeError, ValueError):
+            # Data-dependent control flow and some in-place writes are beyond vmap: one sample at a time then.
+            alone = [gradient(params, s, v) for s, v in zip(sample, along, strict=True)]
+            yield {key: torch.stack([one[key] for one in alone]) for key in params}
 
 
 def _slots(model: nn.Module) -> dict[str, list[Use]]:

@@ -77,12 +77,12 @@ def per_sample_moments(
         for inputs, targets in batches:
             if not checked and len(inputs) > 1:
                 # With one sample alone, a layer that sees another order of dimensions cannot be told.
-                ruled, checked = _trusted(model, forward, live, inputs[:2]), True
+                ruled, checked = trusted(model, forward, live, inputs[:2]), True
             # Not before the check, which needs the room.
             totals = totals or wide_zeros(live)
-            with _recorded({use.layer for uses in ruled.values() for use in uses}) as calls:
+            with recorded({use.layer for uses in ruled.values() for use in uses}) as calls:
                 outputs = forward(inputs)
-            ruled = _still_batched(ruled, calls, len(inputs))
+            ruled = still_batched(ruled, calls, len(inputs))
             directions = list(cotangents(outputs.detach(), targets))
             _add_by_rules(ruled, totals, outputs, directions, calls, power)
             rest = [name for name in live if name not in ruled]
@@ -96,7 +96,7 @@ def wide_zeros(live: Params) -> Params:
     return {name: torch.zeros_like(each, dtype=tree.wide(each), requires_grad=False) for name, each in live.items()}
 
 
-def _still_batched(ruled: dict[str, list[Use]], calls: list[Call], samples: int) -> dict[str, list[Use]]:
+def still_batched(ruled: dict[str, list[Use]], calls: list[Call], samples: int) -> dict[str, list[Use]]:
     """Return what of `ruled` is held by layers that each saw `[samples, ...]`, which nothing overwrote afterwards."""
     odd = {call.layer for call in calls if not call.is_of(samples)}
     return {name: uses for name, uses in ruled.items() if not any(use.layer in odd for use in uses)}
@@ -113,7 +113,7 @@ def _add_by_rules(
     layers = {use.layer for uses in ruled.values() for use in uses}
     calls = [call for call in calls if call.layer in layers]
     for direction in directions:
-        gradients = _output_gradients(outputs, direction, calls)
+        gradients = output_gradients(outputs, direction, calls)
         with torch.no_grad():
             _add_moments(ruled, totals, calls, gradients, power)
 
@@ -156,10 +156,10 @@ def _shared(uses: list[Use], met: dict[nn.Module, list[tuple[Tensor, Tensor]]], 
     return total
 
 
-def _trusted(model: nn.Module, forward: Forward, live: Params, inputs: Tensor) -> dict[str, list[Use]]:
+def trusted(model: nn.Module, forward: Forward, live: Params, inputs: Tensor) -> dict[str, list[Use]]:
     """Return, for each parameter that rules give rightly on these samples, where it is used."""
     uses = _uses(model, live)
-    with _recorded({use.layer for found in uses.values() for use in found}) as calls:
+    with recorded({use.layer for found in uses.values() for use in found}) as calls:
         outputs = forward(inputs)
     if not outputs.requires_grad:
         return {}
@@ -169,7 +169,7 @@ def _trusted(model: nn.Module, forward: Forward, live: Params, inputs: Tensor) -
     # Of its own and not the caller's directions, which may draw labels. Unequal, as some outputs sum to a constant.
     ramp = torch.linspace(0.5, 1.5, outputs.shape[1:].numel(), dtype=outputs.dtype, device=outputs.device)
     direction = torch.where(torch.isfinite(outputs), ramp.view(outputs.shape[1:]), 0.0).detach()
-    gradients = _output_gradients(outputs, direction, calls)
+    gradients = output_gradients(outputs, direction, calls)
     tolerance = max(_tolerance(outputs.dtype), *(_tolerance(each.dtype) for each in live.values()))
     # Sample by sample: a layer whose first dimension is another one of the same length has the right sum all the same.
     for sample, (row, along) in enumerate(zip(outputs, direction, strict=True)):
@@ -215,7 +215,8 @@ def _uses(model: nn.Module, live: Params) -> dict[str, list[Use]]:
     return {name: found for name, found in uses.items() if name not in ruleless}
 
 
-def _output_gradients(outputs: Tensor, cotangent: Tensor, calls: Sequence[Call]) -> list[Tensor | None]:
+def output_gradients(outputs: Tensor, cotangent: Tensor, calls: Sequence[Call]) -> list[Tensor | None]:
+    """Return the gradients of `(outputs * cotangent).sum()` with respect to what came out of each of `calls`."""
     edges = [call.output for call in calls]
     if not edges:
         return []
@@ -224,7 +225,8 @@ def _output_gradients(outputs: Tensor, cotangent: Tensor, calls: Sequence[Call])
 
 
 @contextlib.contextmanager
-def _recorded(layers: Iterable[nn.Module]) -> Iterator[list[Call]]:
+def recorded(layers: Iterable[nn.Module]) -> Iterator[list[Call]]:
+    """Note the calls of `layers` in the forward passes within, in their order, in the list that it gives."""
     calls: list[Call] = []
 
     def note(layer: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> None:

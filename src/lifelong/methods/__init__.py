@@ -18,6 +18,7 @@ from lifelong.methods.er import ER
 from lifelong.methods.er_ace import ERACE
 from lifelong.methods.ewc import EWC
 from lifelong.methods.feature_extraction import FeatureExtraction
+from lifelong.methods.fromp import FROMP
 from lifelong.methods.gdumb import GDumb
 from lifelong.methods.gem import GEM
 from lifelong.methods.generative_classifier import GenerativeClassifier
@@ -78,6 +79,7 @@ METHODS: dict[str, type[Method]] = {
     "bi-r": BIR,
     "generative-classifier": GenerativeClassifier,
     "vcl": VCL,
+    "fromp": FROMP,
     "packnet": PackNet,
     "piggyback": Piggyback,
     "separate": Separate,
@@ -95,6 +97,7 @@ __all__ = [
     "ER",
     "ERACE",
     "EWC",
+    "FROMP",
     "GEM",
     "GSS",
     "HAT",
