@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,10 +13,11 @@ from torch import Tensor
 from lifelong import memory, tree
 from lifelong.learner import Batch, Learner
 from lifelong.memory import Buffer
-from lifelong.methods.gradients import over_each
+from lifelong.methods import gradients
 from lifelong.methods.method import Method, state, transient
 from lifelong.settings import setting
 from lifelong.streams.task import Task
+from lifelong.tree import Params
 
 
 @dataclass
@@ -25,8 +27,8 @@ class GEM(Method):
     `min 1/2 ||g' - g||^2  s.t.  <g', g_k> >= 0` for the gradient g_k over the memory of every old task k (Lopez-Paz &
     Ranzato 2017, 1706.08840, eq. 8). Its dual, `min_v 1/2 ||G^T v + g||^2, v >= margin`, has as many unknowns as there
     are old tasks and is solved as non-negative least squares; then `g' = g + G^T v`. The margin pushes towards old
-    tasks even where nothing is violated, as in the authors' code (which does nothing where no constraint is). All g_k
-    come from one backward pass, vectorised over the memories.
+    tasks even where nothing is violated, as in the authors' code (which does nothing where no constraint is). Each
+    g_k is a forward and backward pass over all of a memory, which is nearly all that a step costs.
 
     The memory of a task is its last `memories` samples.
     """
@@ -61,14 +63,13 @@ class GEM(Method):
     def before_step(self, learner: Learner) -> None:
         if not self.old:
             return
-        gradients = tree.gradients(learner.params)
-        past = over_each(learner, gradients, self.old)
-        gram = torch.stack([each.flatten(1) @ each.flatten(1).T for each in past.values()]).double().sum(0)
-        inner = torch.stack([past[name].flatten(1) @ gradients[name].flatten() for name in past]).double().sum(0)
-        weights = dual(gram, inner, self.margin)
+        current = tree.gradients(learner.params)
+        past = [gradients.over(learner, each) for each in self.old]
+        products = inner_products(list(current), [current, *past])
+        weights = dual(products[1:, 1:], products[0, 1:], self.margin)
         if weights is not None:
-            for name, each in past.items():
-                gradients[name].add_(torch.tensordot(weights.to(each), each, dims=1))
+            for weight, each in zip(weights.tolist(), past, strict=True):
+                torch._foreach_add_(list(current.values()), tree.leaves(each, current), alpha=weight)
 
     def after_task(self, learner: Learner, task: Task) -> None:
         self.old = None
@@ -80,6 +81,12 @@ class GEM(Method):
             rows = self.memory.rows((self.memory.groups == index).nonzero().flatten())
             found.append(Batch(batch.scaled(rows["inputs"]), rows["targets"], index))
         return found
+
+
+def inner_products(names: Sequence[str], trees: Sequence[Params]) -> Tensor:
+    """Return the inner product of each two of `trees` over the tensors `names`, `[trees, trees]` float64."""
+    rows = (torch.stack([each[name].flatten() for each in trees]) for name in names)
+    return torch.stack([(each @ each.T).double() for each in rows]).sum(0)
 
 
 def dual(gram: Tensor, inner: Tensor, margin: float) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Gradients beside the one that a step descends: over a batch, and over several batches at once but kept apart."""
+"""Gradients beside the one that a step descends: over a batch, and over many small ones at once but kept apart."""
 
 from __future__ import annotations
 
@@ -31,18 +31,19 @@ def over_each(learner: Learner, names: Iterable[str], batches: Sequence[Batch]) 
     """Return the gradients `[batches, ...]` of the mean cross-entropy over each of `batches`, for `names`.
 
     Each batch gets a copy of the parameters (a view, no memory), so that one backward pass keeps the gradients apart;
-    the trunk runs over all batches at once. Each batch is of one task. Evaluation mode, as `over`.
+    the trunk runs over all batches at once. For batches of a sample or a few: those of a hundred and more are faster
+    one by one with `over`, convolutions above all. Batches are of one length, and each of one task. Evaluation mode,
+    as `over`.
     """
     model, count = learner.model, len(batches)
     copies = {name: learner.params[name].detach().expand(count, *learner.params[name].shape) for name in names}
     for each in copies.values():
         each.requires_grad_()
-    longest = max(len(each.targets) for each in batches)
-    inputs = torch.stack([_filled(each.inputs, longest) for each in batches])
+    inputs = torch.stack([each.inputs for each in batches])
     with evaluating(model), learner.precision():
         features = vmap(functools.partial(_features, model))(_within(copies, "trunk."), inputs)
         losses = [
-            F.cross_entropy(_answers(model, copies, place, row[: len(each.targets)], each.task), each.targets)
+            F.cross_entropy(_answers(model, copies, place, row, each.task), each.targets)
             for place, (row, each) in enumerate(zip(features, batches, strict=True))
         ]
     found = torch.autograd.grad(
@@ -64,7 +65,3 @@ def _answers(model: Network, copies: Params, place: int, features: Tensor, task:
 
 def _within(params: Params, prefix: str) -> Params:
     return {name.removeprefix(prefix): each for name, each in params.items() if name.startswith(prefix)}
-
-
-def _filled(values: Tensor, length: int) -> Tensor:
-    return F.pad(values, [0, 0] * (values.ndim - 1) + [0, length - len(values)])
