@@ -44,6 +44,7 @@ from lifelong.methods.separate import Separate
 from lifelong.methods.si import SI
 from lifelong.methods.slda import SLDA
 from lifelong.methods.vcl import VCL, Uncertainty, uncertainty
+from lifelong.methods.vcl_memory import VCLMemory
 
 METHODS: dict[str, type[Method]] = {
     "naive": Naive,
@@ -75,6 +76,7 @@ METHODS: dict[str, type[Method]] = {
     "dgr": DGR,
     "generative-classifier": GenerativeClassifier,
     "vcl": VCL,
+    "vcl-memory": VCLMemory,
     "packnet": PackNet,
     "piggyback": Piggyback,
     "separate": Separate,
@@ -123,6 +125,7 @@ __all__ = [
     "RanPAC",
     "Separate",
     "Uncertainty",
+    "VCLMemory",
     "build",
     "uncertainty",
 ]
