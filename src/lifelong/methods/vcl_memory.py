@@ -24,8 +24,8 @@ from lifelong.settings import setting
 from lifelong.streams.task import Split, Task
 from lifelong.tree import Params
 
-# Samples that are measured at a time: each has a gradient of its own for every pair of drawn weights.
-_CHUNK = 16
+# Numbers in the gradients of the samples that are measured at a time: 16 MiB in float32.
+_NUMBERS = 2**22
 
 
 @dataclass
@@ -139,10 +139,10 @@ class Measure:
 
     def __call__(self, samples: Buffer, like: Split) -> Iterator[tuple[Tensor, Terms]]:
         """Yield row numbers of `samples`, each once, and their terms; `like` scales their inputs."""
-        tasks = samples.columns["tasks"][: len(samples)].cpu()
+        tasks, chunk = samples.columns["tasks"][: len(samples)].cpu(), max(1, _NUMBERS // tree.size(self.mean))
         with evaluating(self.network):
             for task in tasks.unique().tolist():
-                for rows in (tasks == task).nonzero().flatten().split(_CHUNK):
+                for rows in (tasks == task).nonzero().flatten().split(chunk):
                     columns = samples.rows(rows)
                     inputs = like.scaled(columns["inputs"])
                     yield rows, self.terms(inputs, columns["targets"], columns["weights"], task)
@@ -155,19 +155,20 @@ class Measure:
             return -F.cross_entropy(logits, target.unsqueeze(0))
 
         each = vmap(grad_and_value(log_likelihood), in_dims=(None, 0, 0))
-        found = [each(tree.add(self.mean, offset), inputs, targets) for offset in self.offsets]
-        values = torch.stack([value for _, value in found])
-
-        def over_samples(per_sample: Tensor) -> Tensor:
-            return per_sample * weights.to(per_sample.dtype).view(-1, *[1] * (per_sample.ndim - 1))
-
-        gradients = [gradient for gradient, _ in found]
-        slope = tree.map(lambda *g: over_samples(torch.stack(g).mean(0)), *gradients)
-        precision = tree.map(lambda *g: over_samples(torch.stack(g).square().mean(0)), *gradients)
-        apart = over_samples(values.T).T - torch.stack([_quadratic(slope, precision, one) for one in self.offsets])
+        slope: Params = {}
+        precision: Params = {}
+        values: list[Tensor] = []
+        for offset in self.offsets:
+            gradient, value = each(tree.add(self.mean, offset), inputs, targets)
+            squares = tree.mul(gradient, gradient)
+            slope = tree.add(slope, gradient) if slope else gradient
+            precision = tree.add(precision, squares) if precision else squares
+            values.append(weights * value)
+        weights = weights / len(values)
+        slope, precision = _weighted(slope, weights), _weighted(precision, weights)
+        apart = torch.stack(values) - torch.stack([_quadratic(slope, precision, offset) for offset in self.offsets])
         misfit = apart.logsumexp(0) - math.log(len(apart)) - apart.mean(0)
-        total = [tree.map(lambda t: t.sum(0), one) for one in (slope, precision)]
-        return Terms(total[0], total[1], misfit)
+        return Terms(_over_samples(slope), _over_samples(precision), misfit)
 
 
 def paired(logvar: Params, pairs: int, drawn: torch.Generator) -> list[Params]:
@@ -195,6 +196,14 @@ def divided(
     whole, least = (tree.map(lambda v: (-v).exp(), one) for one in (logvar, prior_logvar))
     left = tree.map(lambda w, h, p: torch.maximum(w - h, torch.minimum(w, p)), whole, precision, least)
     return tree.map(lambda m, g, p: m - g / p, mean, slope, left), tree.map(lambda p: -p.log(), left)
+
+
+def _weighted(per_sample: Params, weights: Tensor) -> Params:
+    return tree.map(lambda t: torch.einsum("n,n...->n...", weights.to(t.dtype), t), per_sample)
+
+
+def _over_samples(per_sample: Params) -> Params:
+    return tree.map(lambda t: t.sum(0), per_sample)
 
 
 def _quadratic(slope: Params, precision: Params, offset: Params) -> Tensor:
