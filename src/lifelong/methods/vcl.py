@@ -34,9 +34,9 @@ class VCL(Method):
     q, N the task's training samples, `q_old = N(0, prior_variance)` at first (Nguyen et al. 2018, 1710.10628, eq. 4).
     The network's own parameters are the means. In the first share `start` of the first task's steps they are trained
     alone, to the maximum of the likelihood; all log-variances begin at `log_variance`. A new head's means are drawn
-    from N(0, 0.01), and with `deviation` so are the first means of all, cut at two deviations. In a few hundred steps
-    variances hardly leave where they begin, exp(-6), a deviation of 0.05, and networks whose own start is smaller than
-    that are lost in the noise.
+    from N(0, 0.01), and with `deviation` all means of the first task are drawn alike, cut at two deviations. In a few
+    hundred steps the variances hardly leave exp(-6), a deviation of 0.05, and a network whose own start is smaller
+    than that is lost in the noise.
 
     Answers are the logarithm of the probabilities averaged over `samples` drawn weights; `log_probabilities` has each
     draw's, and `uncertainty` tells from them how unsure the answers are, and how much of it is for want of data.
@@ -47,9 +47,10 @@ class VCL(Method):
 
     Forgetting, for streams that change (Kurle et al. 2020, ICLR): before each task the old posterior moves a share
     `forget` towards the first prior, tempered `q^(1 - forget) p0^forget` or diffused by an Ornstein-Uhlenbeck process.
-    Their memory of the samples that a Gaussian fits worst is not part of it.
+    `vcl-memory` has their memory of the samples that a Gaussian fits worst.
 
-    Our deviations: one copy is trained on all coresets together, where the authors' code trains one for each head.
+    Our deviations: one copy is trained on all coresets together, where the authors' code trains one for each head. The
+    authors' first task has all its epochs twice, for the likelihood and then for the Gaussian.
     """
 
     family: ClassVar[str] = "bayesian"
@@ -61,7 +62,7 @@ class VCL(Method):
     start: float = setting(0.5, "share of the first task's steps that train the means alone, 0 to 1", ge=0, le=1)
     deviation: float | None = setting(
         None,
-        "deviation that the first means are drawn with, 0.1 in the paper's code; the network's own start by default",
+        "deviation of the first means, 0.1 in the authors' code; the network's own start by default",
         gt=0,
     )
     log_variance: float = setting(-6.0, "logarithm of the variance that each weight begins with")
