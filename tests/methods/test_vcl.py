@@ -188,6 +188,23 @@ def test_likelihood_comes_first() -> None:
         assert moved == [False] * plain + [True] * (6 - plain)
 
 
+def test_first_means_are_drawn_as_wide_as_asked_for() -> None:
+    vcl, tasks = VCL(deviation=0.1), stream(Scenario.DOMAIN)
+    learner = Learner(
+        network(Scenario.DOMAIN, nn.Linear(FEATURES, 2_000)), make_optimizer("adam", 0.1, {}), Scenario.DOMAIN
+    )
+    loop.grow(learner, tasks.tasks[0])
+    vcl.before_task(learner, tasks.tasks[0])
+    weight = learner.params["trunk.weight"].detach()
+    assert float(weight.abs().max()) <= 0.2
+    # A normal distribution cut at two deviations has a variance smaller by 2 * 2 * density(2) / mass.
+    density, mass = math.exp(-2) / math.sqrt(2 * math.pi), math.erf(math.sqrt(2))
+    assert float(weight.std()) == pytest.approx(0.1 * math.sqrt(1 - 4 * density / mass), rel=0.02)
+    second = tree.snapshot(learner.params)
+    vcl.before_task(learner, tasks.tasks[1])
+    torch.testing.assert_close(tree.snapshot(learner.params), second, rtol=0, atol=0)
+
+
 def second_task(scenario: Scenario, **settings: Any) -> tuple[VCL, Learner, Params, Batch]:
     """VCL within the second task, the weights after the first, and a batch."""
     vcl, learner, ends = VCL(**settings), learner_for(scenario), []

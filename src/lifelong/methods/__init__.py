@@ -46,6 +46,7 @@ from lifelong.methods.separate import Separate
 from lifelong.methods.si import SI
 from lifelong.methods.slda import SLDA
 from lifelong.methods.vcl import VCL, Uncertainty, uncertainty
+from lifelong.methods.vcl_memory import VCLMemory
 from lifelong.methods.xdg import XdG
 
 METHODS: dict[str, type[Method]] = {
@@ -80,6 +81,7 @@ METHODS: dict[str, type[Method]] = {
     "generative-classifier": GenerativeClassifier,
     "vcl": VCL,
     "fromp": FROMP,
+    "vcl-memory": VCLMemory,
     "packnet": PackNet,
     "piggyback": Piggyback,
     "separate": Separate,
@@ -131,6 +133,7 @@ __all__ = [
     "RanPAC",
     "Separate",
     "Uncertainty",
+    "VCLMemory",
     "XdG",
     "build",
     "uncertainty",

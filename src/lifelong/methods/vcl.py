@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lifelong import randomness, tree
@@ -34,7 +34,9 @@ class VCL(Method):
     q, N the task's training samples, `q_old = N(0, prior_variance)` at first (Nguyen et al. 2018, 1710.10628, eq. 4).
     The network's own parameters are the means. In the first share `start` of the first task's steps they are trained
     alone, to the maximum of the likelihood; all log-variances begin at `log_variance`. A new head's means are drawn
-    from N(0, 0.01).
+    from N(0, 0.01), and with `deviation` all means of the first task are drawn alike, cut at two deviations. In a few
+    hundred steps the variances hardly leave exp(-6), a deviation of 0.05, and a network whose own start is smaller
+    than that is lost in the noise.
 
     Answers are the logarithm of the probabilities averaged over `samples` drawn weights; `log_probabilities` has each
     draw's, and `uncertainty` tells from them how unsure the answers are, and how much of it is for want of data.
@@ -45,9 +47,10 @@ class VCL(Method):
 
     Forgetting, for streams that change (Kurle et al. 2020, ICLR): before each task the old posterior moves a share
     `forget` towards the first prior, tempered `q^(1 - forget) p0^forget` or diffused by an Ornstein-Uhlenbeck process.
-    Their memory of the samples that a Gaussian fits worst is not part of it.
+    `vcl-memory` has their memory of the samples that a Gaussian fits worst.
 
-    Our deviations: one copy is trained on all coresets together, where the authors' code trains one for each head.
+    Our deviations: one copy is trained on all coresets together, where the authors' code trains one for each head. The
+    authors' first task has all its epochs twice, for the likelihood and then for the Gaussian.
     """
 
     family: ClassVar[str] = "bayesian"
@@ -57,6 +60,11 @@ class VCL(Method):
     draws: int = setting(1, "drawn weights that a step's loss averages over", ge=1)
     local: bool = setting(True, "layers draw the sums of each sample instead of weights (local reparameterisation)")
     start: float = setting(0.5, "share of the first task's steps that train the means alone, 0 to 1", ge=0, le=1)
+    deviation: float | None = setting(
+        None,
+        "deviation of the first means, 0.1 in the authors' code; the network's own start by default",
+        gt=0,
+    )
     log_variance: float = setting(-6.0, "logarithm of the variance that each weight begins with")
     prior_variance: float = setting(1.0, "variance of the first prior, of mean 0, above 0", gt=0)
     coreset: int = setting(0, "training samples of each task that are held out and kept", ge=0)
@@ -75,15 +83,15 @@ class VCL(Method):
 
     def before_task(self, learner: Learner, task: Task) -> None:
         live = tree.parameters(learner.model)
-        old = [name for name in live if name in self.logvar]
         new = [name for name in live if name not in self.logvar]
         moved = mean_field.tempered if self.forget_by == "tempering" else mean_field.diffused
-        self.prior_mean = tree.snapshot({name: live[name] for name in old})
-        self.prior_logvar = tree.snapshot({name: self.logvar[name] for name in old})
-        if self.forget > 0 and old:
+        self.prior_mean, self.prior_logvar = self.old(learner)
+        if self.forget > 0 and self.prior_mean:
             self.prior_mean, self.prior_logvar = moved(
                 self.prior_mean, self.prior_logvar, self.prior_variance, self.forget
             )
+        if task.index == 0 and self.deviation is not None:
+            _draw_anew(live, self.deviation, randomness.generator(learner.seed, "first means"))
         drawn = randomness.generator(learner.seed, "new head", task.index)
         for name in new:
             zeros = torch.zeros_like(live[name], requires_grad=False)
@@ -95,6 +103,16 @@ class VCL(Method):
                     live[name].copy_(_NEW_HEAD * torch.randn(zeros.shape, generator=drawn))
         self.tuned_mean, self.tuned_logvar = {}, {}
         self._hold_out(learner, task)
+
+    def posterior(self, learner: Learner) -> tuple[Params, Params]:
+        """Return the live means and log-variances of all weights that have them."""
+        mean = {name: each for name, each in tree.parameters(learner.model).items() if name in self.logvar}
+        return mean, {name: self.logvar[name] for name in mean}
+
+    def old(self, learner: Learner) -> tuple[Params, Params]:
+        """Return mean and log-variance of the Gaussian that stands for all tasks so far, to be the next one's prior."""
+        mean, logvar = self.posterior(learner)
+        return tree.snapshot(mean), tree.snapshot(logvar)
 
     def trainable(self, learner: Learner) -> Params:
         means = super().trainable(learner)
@@ -120,7 +138,7 @@ class VCL(Method):
             return loss
         for _ in range(self.draws - 1):
             loss = loss + F.cross_entropy(self._drawn(learner, batch)[1], batch.targets)
-        apart = mean_field.divergence(*self._posterior(learner), self.prior_mean, self.prior_logvar)
+        apart = mean_field.divergence(*self.posterior(learner), self.prior_mean, self.prior_logvar)
         return loss / self.draws + apart / self.count
 
     def after_task(self, learner: Learner, task: Task) -> None:
@@ -146,10 +164,10 @@ class VCL(Method):
         def noise(like: Tensor) -> Tensor:
             return torch.randn(like.shape, generator=drawn, dtype=like.dtype).to(like.device)
 
-        mean, logvar = self._posterior(learner)
+        mean, logvar = self.posterior(learner)
         mean, logvar = self.tuned_mean or mean, self.tuned_logvar or logvar
         answers = [
-            mean_field.answer(learner.model, mean, logvar, inputs, task, noise=noise, local=self.local)[1]
+            mean_field.answer(learner.model, mean, logvar, inputs, task, noise=noise, local=False)[1]
             for _ in range(self.samples)
         ]
         return torch.stack(answers).log_softmax(2)
@@ -157,12 +175,8 @@ class VCL(Method):
     def _starting(self, learner: Learner) -> bool:
         return learner.clock.task == 0 and learner.clock.step < self.start * learner.clock.steps
 
-    def _posterior(self, learner: Learner) -> tuple[Params, Params]:
-        mean = {name: each for name, each in tree.parameters(learner.model).items() if name in self.logvar}
-        return mean, {name: self.logvar[name] for name in mean}
-
     def _drawn(self, learner: Learner, batch: Batch) -> tuple[Tensor, Tensor]:
-        return mean_field.answer(learner.model, *self._posterior(learner), batch.inputs, batch.task, local=self.local)
+        return mean_field.answer(learner.model, *self.posterior(learner), batch.inputs, batch.task, local=self.local)
 
     def _hold_out(self, learner: Learner, task: Task) -> None:
         self.count = len(task.train) - self.coreset
@@ -186,7 +200,7 @@ class VCL(Method):
 
     def _tune(self, learner: Learner, split: Split) -> None:
         """Train a copy of the posterior on all coresets, whose inputs `split` scales, with the posterior as prior."""
-        prior_mean, prior_logvar = map(tree.snapshot, self._posterior(learner))
+        prior_mean, prior_logvar = map(tree.snapshot, self.posterior(learner))
         mean = {name: each.clone().requires_grad_() for name, each in prior_mean.items()}
         logvar = {name: each.clone().requires_grad_() for name, each in prior_logvar.items()}
         rows = self.coresets.rows(torch.arange(len(self.coresets)))
@@ -202,6 +216,13 @@ class VCL(Method):
                 loss.backward()
                 optimizer.step()
         self.tuned_mean, self.tuned_logvar = tree.snapshot(mean), tree.snapshot(logvar)
+
+
+@torch.no_grad()
+def _draw_anew(live: Params, deviation: float, drawn: torch.Generator) -> None:
+    for each in live.values():
+        fresh = torch.empty(each.shape, dtype=each.dtype)
+        each.copy_(nn.init.trunc_normal_(fresh, 0.0, deviation, -2 * deviation, 2 * deviation, drawn))
 
 
 @dataclass(frozen=True)

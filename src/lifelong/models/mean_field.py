@@ -95,8 +95,13 @@ def answer(
             name: each if name in inside else each + (logvar[name] / 2).exp() * noise(each)
             for name, each in mean.items()
         }
-        features: Tensor = functional_call(network.trunk, _under("trunk.", weights), (inputs,))
-        logits: Tensor = functional_call(network.head, _under("head.", weights), (features, task))
+        return answer_with(network, weights, inputs, task)
+
+
+def answer_with(network: Network, weights: Params, inputs: Tensor, task: int | Tensor) -> tuple[Tensor, Tensor]:
+    """Return features `[batch, width]` and logits `[batch, outputs]` of `network` with these `weights` in it."""
+    features: Tensor = functional_call(network.trunk, _under("trunk.", weights), (inputs,))
+    logits: Tensor = functional_call(network.head, _under("head.", weights), (features, task))
     return features, logits
 
 
