@@ -152,6 +152,24 @@ def test_the_hubs_layout_by_path_and_by_name(tmp_path: Path, monkeypatch: pytest
         load("mnist", target="lable")
 
 
+def test_some_classes_of_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, some = load("digits"), load("digits:3-5")
+    assert (some.name, some.classes) == ("digits:3-5", ("3", "4", "5"))
+    for part, kept in ((whole.train, some.train), (whole.test, some.test)):
+        chosen = (part.targets >= 3) & (part.targets <= 5)
+        assert torch.equal(kept.inputs, part.inputs[chosen])
+        assert torch.equal(kept.targets + 3, part.targets[chosen])
+    assert some.fingerprint != load("digits:3-4").fingerprint
+    for wrong in ("digits:5-3", "digits:9-10"):
+        with pytest.raises(InputError, match="its 10 classes are numbered 0 to 9"):
+            load(wrong)
+    with pytest.raises(InputError, match="unknown data 'digitz'"):
+        load("digitz:0-1")
+    layout(tmp_path / "mine:0-1")
+    monkeypatch.chdir(tmp_path)
+    assert load("mine:0-1").name == "mine:0-1"  # a folder of that name
+
+
 def test_a_truncated_source_is_named(tmp_path: Path) -> None:
     layout(tmp_path / "mine")
     file = tmp_path / "mine" / "train-00000-of-00001.parquet"

@@ -52,6 +52,16 @@ def test_rotation_keeps_the_aspect_of_a_picture_that_is_not_square() -> None:
     assert turned[0, 0, 1, 10] == pytest.approx(1.0, abs=1e-4)  # three above it
 
 
+def test_grey_images_become_coloured_beside_coloured_ones() -> None:
+    grey, coloured = images(name="grey"), images(name="coloured", shape=(3, 4, 4))
+    stream = domains([grey, coloured])
+    assert torch.equal(stream.tasks[0].train.inputs, grey.train.inputs.repeat(1, 3, 1, 1))
+    assert torch.equal(stream.tasks[1].test.inputs, coloured.test.inputs)
+    assert domains([grey, grey]).input_shape == (1, 4, 4)
+    with pytest.raises(InputError, match="see image_size"):
+        domains([images(shape=(1, 8, 8)), coloured])
+
+
 def test_rotated_needs_images_and_an_angle_a_task() -> None:
     assert [task.name for task in rotated(images(), tasks=3).tasks] == ["0 degrees", "60 degrees", "120 degrees"]
     with pytest.raises(InputError, match="2 angles for 3 tasks"):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from importlib.metadata import version
 from pathlib import Path
 
 from lifelong.data import cache as disk
 from lifelong.data import folders, hub, tables
-from lifelong.data.dataset import Dataset, Samples, from_tensors
+from lifelong.data.dataset import Dataset, Samples, from_tensors, only_classes
 from lifelong.data.digits import digits
 from lifelong.errors import InputError, closest
 
@@ -30,13 +31,16 @@ def load(data: str, *, target: str | None = None, image_size: int | None = None)
     Args:
         data: a name in `NAMES`, `owner/name` on the hub (both looked for in `LIFELONG_DATA` first), a folder in the
             hub's layout (Parquet files named by split), a folder of pictures by class, or a CSV, JSONL or Parquet
-            table.
+            table. `DATA:5-9` are the classes 5 to 9 of it, counted from 0.
         target: name of the label column, where it is not the usual one.
         image_size: resize pictures to so many pixels a side.
 
     Raises:
         InputError: nothing of that name, neither here nor on the hub, or data that is not what it should be.
     """
+    some = None if Path(data).exists() else re.fullmatch(r"(.+):(\d+)-(\d+)", data)
+    if some is not None:
+        return only_classes(load(some[1], target=target, image_size=image_size), int(some[2]), int(some[3]))
     if data == "digits":
         for name, value in (("target", target), ("image_size", image_size)):
             if value is not None:

@@ -85,6 +85,25 @@ def from_tensors(
     return Dataset(name, named["train"], named["test"], labels, _fingerprint(*named["train"], *named["test"]))
 
 
+def only_classes(dataset: Dataset, first: int, last: int) -> Dataset:
+    """Return the samples of the classes `first` to `last` of `dataset`, which are numbered from 0 then.
+
+    Raises:
+        InputError: classes that `dataset` has not.
+    """
+    count = len(dataset.classes)
+    if not first <= last < count:
+        raise InputError(
+            f"{dataset.name} has no classes {first}-{last}: its {count} classes are numbered 0 to {count - 1}"
+        )
+    kept = []
+    for inputs, targets in (dataset.train, dataset.test):
+        chosen = (targets >= first) & (targets <= last)
+        kept.append((inputs[chosen], targets[chosen] - first))
+    named = f"{dataset.name}:{first}-{last}"
+    return from_tensors(kept[0], kept[1], name=named, classes=dataset.classes[first : last + 1])
+
+
 def divided(inputs: Tensor, targets: Tensor) -> tuple[Samples, Samples]:
     """Return `(train, test)`: of each class `TEST_SHARE` is drawn for testing, the same samples every time."""
     held = torch.zeros(len(targets), dtype=torch.bool)

@@ -9,13 +9,14 @@ import torch
 from lifelong import models, streams
 from lifelong.data import Dataset, Samples, load
 from lifelong.errors import InputError
-from lifelong.experiments.recipe import Recipe
+from lifelong.experiments.recipe import Recipe, read_weights
 from lifelong.learner import Learner
 from lifelong.methods import METHODS, Chain, Method
 from lifelong.methods import build as build_method
 from lifelong.methods.overview import spelled
 from lifelong.models import HeadKind, with_head
 from lifelong.models.network import without_head
+from lifelong.models.weights import load_trunk
 from lifelong.streams import Scenario, Stream
 from lifelong.streams.assemble import Cut
 from lifelong.streams.transforms import Augment, pad
@@ -103,13 +104,17 @@ def learner(recipe: Recipe, stream: Stream, module: torch.nn.Module | None = Non
         module: a classifier to learn with instead of the recipe's; its last linear layer is replaced by the head.
 
     Raises:
-        InputError: an unknown model, optimiser or device, or a model that the samples do not fit.
+        InputError: an unknown model, optimiser or device, a model that the samples do not fit, or weights that do not
+            fit the model.
     """
     shape = stream.input_shape
     if module is None:
         trunk = models.trunk(recipe.model, recipe.model_settings, shape, recipe.seed)
     else:
         trunk = without_head(module, recipe.model_settings.get("head_name"))
+    weights = read_weights(recipe)
+    if weights is not None:
+        load_trunk(trunk, weights, str(recipe.weights))
     if (recipe.flip or recipe.crop) and len(shape) != 3:
         raise InputError(f"flip and crop are for images [channels, height, width], and the data has {shape}")
     split = stream.tasks[0].train

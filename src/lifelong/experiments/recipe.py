@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from lifelong import settings
@@ -13,7 +15,12 @@ from lifelong.errors import InputError
 from lifelong.settings import setting
 
 # Settings whose value names something that has settings of its own, kept beside it.
-NESTED = {"method": "method_settings", "model": "model_settings", "optimizer": "optimizer_settings"}
+NESTED = {
+    "method": "method_settings",
+    "model": "model_settings",
+    "weights": "weights_settings",
+    "optimizer": "optimizer_settings",
+}
 
 ScenarioName = Literal["task", "domain", "class"]
 
@@ -24,7 +31,8 @@ class Recipe:
 
     stream: Literal["permuted", "rotated", "split", "domains", "blurry"] = setting("permuted", "kind of stream")
     data: str = setting(
-        "digits", "data set: a built-in or hub name, a folder or a table; several for domains, by commas"
+        "digits",
+        "data set: a built-in or hub name, a folder, a table; DATA:5-9 for some classes; for domains several by commas",
     )
     target: str | None = setting(None, "name of the label column, where it is not the usual one")
     image_size: int | None = setting(None, "resize images to so many pixels a side", ge=1)
@@ -52,6 +60,11 @@ class Recipe:
     method_settings: dict[str, Any] = setting(dict, "settings of the method: --method.NAME VALUE")
     model: str = setting("mlp", "network: mlp, convnet, or package.module:function")
     model_settings: dict[str, Any] = setting(dict, "settings of the network: --model.NAME VALUE")
+    weights: str | None = setting(
+        None,
+        "start from these: an earlier run's folder, or a safetensors file with the network's names; the head is new",
+    )
+    weights_settings: dict[str, Any] = setting(dict, "sha256: digest that the file must have; filled in if not given")
     head: Literal["auto", "single", "multi", "growing"] = setting("auto", "last layer; by scenario by default")
     mask_unseen: bool = setting(
         True, "a single head of a class-incremental stream answers for seen classes only; blurry masks none"
@@ -83,12 +96,12 @@ def recipe(values: Mapping[str, Any]) -> Recipe:
     """Return the recipe that `values` describe, each checked.
 
     Args:
-        values: settings by name, from YAML or the command line. `method`, `model` and `optimizer` may be a name, or a
-            mapping of `name` and settings, which `method_settings` and its like override; `stream` may be
+        values: settings by name, from YAML or the command line. `method`, `model`, `weights` and `optimizer` may be a
+            name, or a mapping of `name` and settings, which `method_settings` and its like override; `stream` may be
             `KIND-DATA`, as in `permuted-mnist`.
 
     Raises:
-        InputError: an unknown setting, or a value of the wrong type or out of range.
+        InputError: an unknown setting, a value of the wrong type or out of range, or weights that cannot be read.
     """
     flat = dict(values)
     for key, nested in NESTED.items():
@@ -102,7 +115,28 @@ def recipe(values: Mapping[str, Any]) -> Recipe:
         flat["stream"], flat["data"] = kind, data
     built = settings.build(Recipe, flat, "recipe")
     _check(built)
-    return built
+    return _with_digest(built)
+
+
+def read_weights(made: Recipe) -> bytes | None:
+    """Return the content of the file of weights that `made` starts from, or None where it starts from fresh ones.
+
+    Raises:
+        InputError: it cannot be read, or it is not what it was.
+    """
+    if made.weights is None:
+        return None
+    path = Path(made.weights)
+    if path.is_dir():
+        path /= "model.safetensors"
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"weights {path} cannot be read ({error.strerror})") from None
+    wanted, found = made.weights_settings.get("sha256"), hashlib.sha256(content).hexdigest()
+    if wanted not in (None, found):
+        raise InputError(f"weights {path} have the sha256 {found}, and {wanted} is asked for")
+    return content
 
 
 def record(made: Recipe) -> dict[str, Any]:
@@ -118,10 +152,12 @@ def record(made: Recipe) -> dict[str, Any]:
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """Return the names of settings in which two recorded recipes differ; where and how fast a run goes is not one.
 
-    A setting that one of them does not know, as it is older, has its default there.
+    A setting that one of them does not know, as it is older, has its default there. Weights are known by their digest,
+    wherever they lie.
     """
     aside, unset = {"device", "threads"}, record(Recipe())
-    ours, theirs = {**unset, **ours}, {**unset, **theirs}
+    ours, theirs = ({**unset, **each} for each in (ours, theirs))
+    ours, theirs = ({**each, "weights": each["weights"].get("sha256")} for each in (ours, theirs))
     return sorted(key for key in ours.keys() | theirs.keys() if key not in aside and ours.get(key) != theirs.get(key))
 
 
@@ -130,6 +166,16 @@ def _check(made: Recipe) -> None:
         raise InputError("early_stopping watches validation accuracy: set validation, for instance to 0.1")
     if made.evaluate_on == "validation" and made.validation == 0:
         raise InputError("evaluate_on validation needs some: set validation, for instance to 0.1")
+
+
+def _with_digest(made: Recipe) -> Recipe:
+    odd = made.weights_settings.keys() - {"sha256"}
+    if odd:
+        raise InputError(f"weights have no setting {min(odd)!r}: there is sha256")
+    content = read_weights(made)
+    if content is None:
+        return made
+    return dataclasses.replace(made, weights_settings={"sha256": hashlib.sha256(content).hexdigest()})
 
 
 def _field(name: str) -> dataclasses.Field[Any]:

@@ -143,11 +143,12 @@ def domains(
     seed: int = 0,
     cut: Cut | None = None,
 ) -> Stream:
-    """Return one task a data set, in the order given.
+    """Return one task a data set, in the order given; where some images are coloured, grey ones become so.
 
     Raises:
         InputError: data sets whose samples differ in shape.
     """
+    datasets = _coloured(datasets)
     first = datasets[0]
     for other in datasets[1:]:
         if other.train.inputs.shape[1:] != first.train.inputs.shape[1:]:
@@ -214,6 +215,18 @@ def blurry(
         here = where == task.index
         blurred.append(replace(task, train=replace(task.train, inputs=inputs[here], targets=targets[here])))
     return replace(sharp, name="blurry", tasks=tuple(blurred), boundaries=False)
+
+
+def _coloured(datasets: Sequence[Dataset]) -> Sequence[Dataset]:
+    """Return `datasets` with three equal channels for each grey one, if all are images and some are coloured."""
+    shapes = [data.train.inputs.shape[1:] for data in datasets]
+    if {len(shape) for shape in shapes} != {3} or {shape[0] for shape in shapes} != {1, 3}:
+        return datasets
+    return [replace(data, train=_three(data.train), test=_three(data.test)) for data in datasets]
+
+
+def _three(samples: Samples) -> Samples:
+    return Samples(samples.inputs.expand(-1, 3, -1, -1), samples.targets)
 
 
 def _only(samples: Samples, chosen: Tensor, count: int) -> Samples:
