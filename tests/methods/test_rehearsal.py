@@ -448,7 +448,10 @@ def test_methods_for_classes_refuse_other_scenarios(method: str) -> None:
         build.method(recipe(values(method, "task")))
 
 
-def test_binary_distillation_has_the_old_network_say_what_is_right_for_old_classes() -> None:
+@pytest.mark.parametrize(("method", "temperature"), [("lwf-mc", 1.0), ("icarl", 1.0), ("icarl", 2.5)])
+def test_binary_distillation_has_the_old_network_say_what_is_right_for_old_classes(
+    method: str, temperature: float
+) -> None:
     import copy
 
     old: dict[str, Any] = {}
@@ -460,7 +463,7 @@ def test_binary_distillation_has_the_old_network_say_what_is_right_for_old_class
         goal[torch.arange(len(logits)), batch.targets] = 1
         if old["network"] is not None:
             answers = old["network"](batch.inputs, 0).detach()
-            goal[:, : answers.shape[1]] = 1 / (1 + (-answers).exp())
+            goal[:, : answers.shape[1]] = 1 / (1 + (-answers / temperature).exp())
         p = 1 / (1 + (-logits).exp())
         expected = -(goal * p.log() + (1 - goal) * (1 - p).log()).sum(1).mean()
         torch.testing.assert_close(loss, expected)
@@ -468,11 +471,11 @@ def test_binary_distillation_has_the_old_network_say_what_is_right_for_old_class
     def keep(learner: Learner) -> None:
         return None
 
-    made = recipe(values("lwf-mc"))
-    stream, method = build.stream(made), build.method(made)
+    made = recipe(values(method, method_settings={"temperature": temperature} if method == "icarl" else {}))
+    stream, built = build.stream(made), build.method(made)
     learner, watch = build.learner(made, stream), Watch()
     watch.on_loss, watch.on_step = check, keep
-    for event in loop.train(learner, Chain({"m": method, "w": watch}), stream, build.schedule(made)):
+    for event in loop.train(learner, Chain({"m": built, "w": watch}), stream, build.schedule(made)):
         if isinstance(event, loop.TaskDone):
             old["next"] = copy.deepcopy(learner.model)
 

@@ -39,6 +39,7 @@ class ICaRL(Method):
 
     capacity: int = setting(2000, "exemplars kept at most, shared evenly by the classes", ge=1)
     per_class: int | None = setting(None, "exemplars of each class, instead of a capacity", ge=1)
+    temperature: float = setting(1.0, "softens the old network's answers, above 0; some comparisons have 2", gt=0)
     memory: Buffer = state(Buffer)
     teacher: Teacher = state(Teacher)
     old: int = state(int)
@@ -60,7 +61,7 @@ class ICaRL(Method):
         return joined([(tasks[-1].index, new), (-1, stored(self.memory, new))], learner.device)
 
     def loss(self, learner: Learner, batch: Batch, logits: Tensor, loss: Tensor) -> Tensor:
-        return binary_distillation(learner, self.teacher, self.old, batch, logits)
+        return binary_distillation(learner, self.teacher, self.old, batch, logits, self.temperature)
 
     def after_task(self, learner: Learner, task: Task) -> None:
         classes = max(task.classes) + 1

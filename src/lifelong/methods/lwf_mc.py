@@ -42,16 +42,20 @@ class LwFMC(Method):
         self.teacher.remember(learner)
 
 
-def binary_distillation(learner: Learner, teacher: Teacher, old: int, batch: Batch, logits: Tensor) -> Tensor:
+def binary_distillation(
+    learner: Learner, teacher: Teacher, old: int, batch: Batch, logits: Tensor, temperature: float = 1.0
+) -> Tensor:
     """Return the binary cross-entropy, summed over classes and averaged over the batch (1611.07725, algorithm 3).
 
     Args:
         teacher: says what is right for the first `old` classes, once it has learned.
         old: the number of classes of earlier tasks.
         logits: `[batch, classes]`.
+        temperature: what the teacher's logits are divided by.
     """
     goal = F.one_hot(batch.targets, logits.shape[1]).to(logits.dtype)
     if old and teacher.weights:
         with torch.no_grad():
-            goal[:, :old] = teacher.network(learner)(batch.inputs, batch.task)[:, :old].sigmoid()
+            answers = teacher.network(learner)(batch.inputs, batch.task)[:, :old]
+            goal[:, :old] = (answers / temperature).sigmoid()
     return F.binary_cross_entropy_with_logits(logits, goal, reduction="sum") / len(logits)
