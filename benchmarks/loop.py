@@ -17,8 +17,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,7 @@ GOALS = {
     "lwf": 1.6,
 }
 BATCH = 128
+Clock = Callable[[], float]
 
 
 def main() -> None:
@@ -62,20 +64,12 @@ def main() -> None:
     if arguments.small:
         steps *= 5
     data = training_data()
-    rows = []
+    rows: list[dict[str, object]] = []
     for method in arguments.methods.split(","):
         for place in (2, 20):
-            ratio, ours, bare = steps_of(method, place, hidden, data, chunks, steps)
             goal = 1.15 if arguments.small and method == "naive" else GOALS[method]
-            rows.append(
-                {
-                    "measure": f"{method}, task {place}",
-                    "ratio": ratio,
-                    "goal": goal,
-                    "ms": ours,
-                    "bare_ms": bare,
-                }
-            )
+            found = steps_of(method, place, hidden, data, chunks, steps)
+            rows.append({"measure": f"{method}, task {place}", "goal": goal, **found})
             say(rows[-1], arguments.json)
     rows.append({"measure": "naive against unfused Adam", "ratio": _unfused(hidden, data, chunks, steps), "goal": 1.0})
     say(rows[-1], arguments.json)
@@ -95,6 +89,8 @@ def main() -> None:
 def say(row: dict[str, object], quiet: bool) -> None:
     if not quiet:
         extra = f"  ({row['ms']:.2f} ms a step, bare {row['bare_ms']:.2f} ms)" if "ms" in row else ""
+        if row.get("floor", 1.0) != 1.0:
+            extra = f"  floor {row['floor']:.3f}{extra}"
         print(f"{row['measure']:<45} {row['ratio']:6.3f}  goal {row['goal']}{extra}", flush=True)
 
 
@@ -162,7 +158,22 @@ def _ours(method: str, place: int, hidden: tuple[int, ...], data: Dataset) -> It
     return (event for event in events if isinstance(event, Step))
 
 
-def _bare(hidden: tuple[int, ...], data: Dataset, fused: bool) -> Iterator[Tensor]:
+@dataclass(frozen=True)
+class Work:
+    """What a bare step does.
+
+    Args:
+        samples: learned from in one pass.
+        beside: samples of another forward and backward pass, whose gradients are thrown away.
+        forward: samples of another forward pass, without gradients.
+    """
+
+    samples: int = BATCH
+    beside: int = 0
+    forward: int = 0
+
+
+def _bare(hidden: tuple[int, ...], data: Dataset, fused: bool = True, work: Work = Work()) -> Iterator[Tensor]:
     layers: list[nn.Module] = [nn.Flatten()]
     width = 784
     for units in hidden:
@@ -171,42 +182,74 @@ def _bare(hidden: tuple[int, ...], data: Dataset, fused: bool) -> Iterator[Tenso
     model = nn.Sequential(*layers, nn.Linear(width, 10))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, **({"fused": True} if fused else {}))
     inputs, targets = data.train.inputs.float() / 255, data.train.targets
+    parameters = list(model.parameters())
+    # Contiguous, as a memory is that does not change from step to step.
+    old, unanswered = slice(work.beside), slice(work.forward)
     while True:
-        for indices in torch.randperm(len(inputs)).split(BATCH):
+        for indices in torch.randperm(len(inputs)).split(work.samples):
             loss = F.cross_entropy(model(inputs[indices]), targets[indices])
+            if work.forward:
+                with torch.no_grad():
+                    model(inputs[unanswered])
             optimizer.zero_grad()
             loss.backward()
+            if work.beside:
+                torch.autograd.grad(F.cross_entropy(model(inputs[old]), targets[old]), parameters)
             optimizer.step()
             yield loss
 
 
-def _alternate(ours: Callable[[], object], theirs: Callable[[], object], chunks: int) -> tuple[float, float, float]:
-    """Medians over `chunks` of the ratio and of the seconds of each side, run in turn."""
-    ratios, our_times, their_times = [], [], []
+def seconds(sides: Sequence[Callable[[], object]], chunks: int, clock: Clock = time.perf_counter) -> list[list[float]]:
+    """Return the seconds of each of `sides` in each of `chunks`, `[sides][chunks]`; they run in turn."""
+    found: list[list[float]] = [[] for _ in sides]
     for chunk in range(chunks + 1):
-        begun = time.perf_counter()
-        ours()
-        middle = time.perf_counter()
-        theirs()
-        end = time.perf_counter()
-        if chunk:  # the first warms caches up
-            ratios.append((middle - begun) / (end - middle))
-            our_times.append(middle - begun)
-            their_times.append(end - middle)
-    return statistics.median(ratios), statistics.median(our_times), statistics.median(their_times)
+        for times, side in zip(found, sides, strict=True):
+            begun = clock()
+            side()
+            if chunk:  # the first warms caches up
+                times.append(clock() - begun)
+    return found
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Return the median of the ratios, chunk by chunk."""
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+def _alternate(ours: Callable[[], object], theirs: Callable[[], object], chunks: int) -> float:
+    return ratio(*seconds([ours, theirs], chunks))
 
 
 def steps_of(
-    method: str, place: int, hidden: tuple[int, ...], data: Dataset, chunks: int, steps: int
-) -> tuple[float, float, float]:
-    ours, bare = _ours(method, place, hidden, data), _bare(hidden, data, fused=True)
-    ratio, a, b = _alternate(lambda: _advance(ours, steps), lambda: _advance(bare, steps), chunks)
-    return ratio, 1e3 * a / steps, 1e3 * b / steps
+    method: str,
+    place: int,
+    hidden: tuple[int, ...],
+    data: Dataset,
+    chunks: int,
+    steps: int,
+    work: Work = Work(),
+    clock: Clock = time.perf_counter,
+) -> dict[str, float]:
+    """Return what a step of `method` at the task `place` costs: as a ratio to a bare one, and in milliseconds.
+
+    `floor` is the ratio of a bare step that does `work` to a bare one that does not.
+    """
+    loops: list[Iterator[object]] = [_ours(method, place, hidden, data), _bare(hidden, data)]
+    if work != Work():
+        loops.append(_bare(hidden, data, work=work))
+    sides = [functools.partial(_advance, each, steps) for each in loops]
+    ours, bare, *least = seconds(sides, chunks, clock)
+    return {
+        "ratio": ratio(ours, bare),
+        "floor": ratio(least[0], bare) if least else 1.0,
+        "ms": 1e3 * statistics.median(ours) / steps,
+        "bare_ms": 1e3 * statistics.median(bare) / steps,
+    }
 
 
 def _unfused(hidden: tuple[int, ...], data: Dataset, chunks: int, steps: int) -> float:
     ours, bare = _ours("naive", 2, hidden, data), _bare(hidden, data, fused=False)
-    return _alternate(lambda: _advance(ours, steps), lambda: _advance(bare, steps), chunks)[0]
+    return _alternate(lambda: _advance(ours, steps), lambda: _advance(bare, steps), chunks)
 
 
 def _advance(iterator: Iterator[object], steps: int) -> None:
@@ -229,7 +272,7 @@ def _evaluation(hidden: tuple[int, ...], data: Dataset, chunks: int) -> float:
         )
         return float(right) / len(targets)
 
-    return _alternate(lambda: accuracy(learner, method, task, task.test), bare, chunks)[0]
+    return _alternate(lambda: accuracy(learner, method, task, task.test), bare, chunks)
 
 
 def _copies(method: str, tasks: int) -> float:

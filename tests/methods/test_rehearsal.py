@@ -243,8 +243,10 @@ def test_er_ace_lets_new_samples_compete_within_their_batch_only() -> None:
 
 
 @pytest.mark.parametrize("scenario", ["task", "domain", "class"])
-@pytest.mark.parametrize("beta", [0.0, 0.7])
-def test_der_is_the_distance_to_the_logits_of_when_samples_were_kept(scenario: str, beta: float) -> None:
+@pytest.mark.parametrize(("beta", "one_draw"), [(0.0, False), (0.7, False), (0.7, True)])
+def test_der_is_the_distance_to_the_logits_of_when_samples_were_kept(
+    scenario: str, beta: float, one_draw: bool
+) -> None:
     given: dict[bytes, list[Tensor]] = {}
     checked = 0
 
@@ -266,13 +268,15 @@ def test_der_is_the_distance_to_the_logits_of_when_samples_were_kept(scenario: s
             ).mean()
             expected = F.cross_entropy(logits[:new], batch.targets[:new]) + 0.3 * distance
             if beta:
-                expected = expected + beta * F.cross_entropy(logits[new + count :], batch.targets[new + count :])
+                first = new if one_draw else new + count
+                assert len(logits) == first + count
+                expected = expected + beta * F.cross_entropy(logits[first:], batch.targets[first:])
             torch.testing.assert_close(loss, expected)
             checked += 1
         for row, answer in zip(batch.inputs[:new], logits[:new].detach(), strict=True):
             given.setdefault(row.numpy().tobytes(), []).append(answer[answer.isfinite()].clone())
 
-    settings = {"alpha": 0.3, "beta": beta, "replay_batch": 6, "capacity": 500}
+    settings = {"alpha": 0.3, "beta": beta, "one_draw": one_draw, "replay_batch": 6, "capacity": 500}
     made = recipe(values("der", scenario, method_settings=settings, steps=9))
     stream, method = build.stream(made), build.method(made)
     learner, watch = build.learner(made, stream), Watch()

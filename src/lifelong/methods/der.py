@@ -24,8 +24,9 @@ class DER(Rehearsal):
     (Buzzega et al. 2020, 2004.07211, eq. 6 and 7): beta = 0 is DER, above it DER++. Where the head has grown since, the
     outputs that z has are compared; but what holds new classes back are the logits that samples had for them before
     they came, so the head has all its outputs from the start. Both draws and the new samples share one forward pass.
-    Samples are offered in every pass over the data, as the paper has it: what a network answered on first sight is not
-    worth holding on to.
+    With `one_draw` both terms are over the same draw: each expects what it does in the paper, and a step learns
+    from two batches instead of three. Samples are offered in every pass over the data, as the paper has it: what a
+    network answered on first sight is not worth holding on to.
     """
 
     paper: ClassVar[str] = "2004.07211"
@@ -34,11 +35,12 @@ class DER(Rehearsal):
 
     alpha: float = setting(0.5, "weight of the distance to the stored logits, at least 0", ge=0)
     beta: float = setting(0.0, "weight of the labels of a second draw, at least 0; above 0 it is DER++", ge=0)
+    one_draw: bool = setting(False, "the labels are those of the first draw, not of another one")
     dark: Columns = transient(dict)
 
     def batch(self, learner: Learner, batch: Batch) -> Batch:
         self.dark = self.draw(learner, batch)
-        labelled = self.draw(learner, batch, "labels") if self.beta > 0 else {}
+        labelled = self.draw(learner, batch, "labels") if self.beta > 0 and not self.one_draw else {}
         return extended(extended(batch, self.dark, learner.scenario), labelled, learner.scenario)
 
     def loss(self, learner: Learner, batch: Batch, logits: Tensor, loss: Tensor) -> Tensor:
@@ -52,7 +54,8 @@ class DER(Rehearsal):
         if self.alpha > 0:
             found = found + self.alpha * _distance(logits[new:end], self.dark)
         if self.beta > 0:
-            found = found + self.beta * F.cross_entropy(logits[end:], batch.targets[end:])
+            labelled = slice(new if self.one_draw else end, None)
+            found = found + self.beta * F.cross_entropy(logits[labelled], batch.targets[labelled])
         return found
 
 
