@@ -34,9 +34,7 @@ class VCL(Method):
     q, N the task's training samples, `q_old = N(0, prior_variance)` at first (Nguyen et al. 2018, 1710.10628, eq. 4).
     The network's own parameters are the means. In the first share `start` of the first task's steps they are trained
     alone, to the maximum of the likelihood; all log-variances begin at `log_variance`. A new head's means are drawn
-    from N(0, 0.01), and with `deviation` all means of the first task are drawn alike, cut at two deviations. In a few
-    hundred steps the variances hardly leave exp(-6), a deviation of 0.05, and a network whose own start is smaller
-    than that is lost in the noise.
+    from N(0, 0.01); with `deviation` all means of the first task are drawn so too, cut at two deviations.
 
     Answers are the logarithm of the probabilities averaged over `samples` drawn weights; `log_probabilities` has each
     draw's, and `uncertainty` tells from them how unsure the answers are, and how much of it is for want of data.
