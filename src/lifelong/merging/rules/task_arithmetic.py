@@ -1,0 +1,45 @@
+"""Task arithmetic: the base plus a weighted sum of task vectors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from lifelong.errors import InputError
+from lifelong.merging.rule import Array, Rule, Site
+from lifelong.merging.rules.linear import weighted_sum
+from lifelong.settings import setting
+
+
+@dataclass(frozen=True)
+class TaskArithmetic(Rule):
+    """Add task vectors: `theta_0 + lambda sum_t w_t tau_t`, `tau_t = theta_t - theta_0` (Ilharco et al. 2023, 2212.04089)."""
+
+    family: ClassVar[str] = "task vectors"
+    paper: ClassVar[str] = "2212.04089"
+    needs_base: ClassVar[bool] = True
+    incremental: ClassVar[bool] = True
+    per_expert: ClassVar[tuple[str, ...]] = ("weight",)
+
+    weight: float | tuple[float, ...] = setting(1.0, "of each expert, or one for all")
+    normalize: bool = setting(False, "divide by the sum of the weights")
+    scale: float = setting(1.0, "lambda, the scale of the sum of the task vectors")
+
+    def check(self, experts: int) -> None:
+        super().check(experts)
+        if self.normalize and sum(self.each("weight", experts)) == 0:
+            raise InputError("rule task_arithmetic: the weights sum to zero, and normalize would divide by it")
+
+    def merge(self, base: Array | None, experts: list[Array], facts: Any, site: Site) -> Array:
+        weights = self.each("weight", len(experts))
+        scale = self.scale / (sum(weights) if self.normalize else 1.0)
+        total = weighted_sum(task_vectors(base, experts), [weight * scale for weight in weights])
+        total += base
+        return total
+
+
+def task_vectors(base: Array | None, experts: list[Array]) -> list[Array]:
+    """Return `theta_t - theta_0` of each expert, in its memory."""
+    for each in experts:
+        each -= base
+    return experts
