@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
-from xxhash import xxh3_128_hexdigest, xxh3_64_intdigest
+from xxhash import xxh3_64_intdigest, xxh3_128_hexdigest
 
 from lifelong.errors import InputError, StateError
 from lifelong.merging.checkpoint import Mapped
@@ -81,7 +81,7 @@ class Watched:
         raw = values.raw[start:stop]
         if not self.allow_nonfinite and nonfinite(raw, values.dtype):
             raise NonfiniteError(f"{self.source.model}: {self.source.name}")
-        self.digests[start] = xxh3_64_intdigest(raw.view(np.uint8))
+        self.digests[start] = xxh3_64_intdigest(raw.view(np.uint8).data)
 
     def digest(self) -> str:
         """Return the fingerprint of the tensor: the digest of the digests of its blocks."""
@@ -167,7 +167,7 @@ def _merge(
 def _run(jobs: Sequence[Job], output: Output, workers: int, allow_nonfinite: bool) -> Iterator[dict[str, Any]]:
     """Run `jobs` and yield the journal's line of each; a few are under way at a time."""
     with ThreadPoolExecutor(workers) as pool:
-        pending: deque[tuple[_Running, list[Future[None]]]] = deque()
+        pending: deque[tuple[_Running, list[Future[Any]]]] = deque()
         try:
             for job in jobs:
                 running = _Running(job, output, pool, allow_nonfinite)
@@ -180,7 +180,7 @@ def _run(jobs: Sequence[Job], output: Output, workers: int, allow_nonfinite: boo
             pool.shutdown(cancel_futures=True)
 
 
-def _finish(running: _Running, futures: list[Future[None]]) -> dict[str, Any]:
+def _finish(running: _Running, futures: list[Future[Any]]) -> dict[str, Any]:
     for future in futures:
         future.result()
     return running.line()
@@ -198,7 +198,7 @@ class _Running:
         self.stack = Stack(job.name, base, experts, self._spread)
         self.facts: Any = None
 
-    def start(self) -> list[Future[None]]:
+    def start(self) -> list[Future[Any]]:
         """Survey the tensor, then hand its blocks to the workers; they may still be at work when this returns."""
         rule, sites = self.job.rule, self.stack.sites()
         if rule is not None:
@@ -247,7 +247,7 @@ class _Running:
         if overflown and floating(dtype) and np.isfinite(np.asarray(numbers, working(dtype))).all():
             raise InputError(f"tensor {self.job.name!r} does not fit {dtype}: choose a wider out_dtype")
         self.output.write(self.job.name, start * raw.itemsize, raw)
-        self.written[start] = xxh3_64_intdigest(raw.view(np.uint8))
+        self.written[start] = xxh3_64_intdigest(raw.view(np.uint8).data)
 
 
 def _each(function: Callable[[Site], Any], sites: Sequence[Site]) -> list[Any]:
@@ -303,7 +303,7 @@ def _journaled(path: Path, identity: str) -> dict[str, dict[str, Any]] | None:
 
 def _all_nonfinite(plan: Plan) -> str:
     """Return one line that names every input tensor with infinities or NaN, and how many."""
-    found = {}
+    found: list[str] = []
     for job in plan.jobs:
         for source in job.sources:
             values = source.values
@@ -313,7 +313,8 @@ def _all_nonfinite(plan: Plan) -> str:
                     for start in range(0, values.raw.size, BLOCK)
                 )
                 if count:
-                    found[f"{source.model}: {source.name} ({count} of {values.raw.size})"] = None
+                    found.append(f"{source.model}: {source.name} ({count} of {values.raw.size})")
+    found = list(dict.fromkeys(found))
     return f"{len(found)} tensors hold NaN or infinities, --allow-nonfinite merges them: {'; '.join(found)}"
 
 

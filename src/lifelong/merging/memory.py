@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
 
 from lifelong.errors import InputError
-from lifelong.merging.rule import BLOCK, Array, Rule, Site, Stack, name_of, namespace
+from lifelong.merging.rule import Array, Rule, Site, Stack, name_of, namespace
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class Output:
     def write(self, name: str, offset: int, raw: np.ndarray[Any, Any]) -> None:
         """Write numbers into the tensor `name`, `offset` bytes behind its beginning; several threads may."""
         shard = self._homes[name]
-        place, left = shard.entries[name].start + offset, memoryview(raw.view(np.uint8)).cast("B")
+        place, left = shard.entries[name].start + offset, memoryview(raw.view(np.uint8).data)
         while left:
             written = os.pwrite(shard.descriptor, left, place)
             place, left = place + written, left[written:]

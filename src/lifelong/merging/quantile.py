@@ -6,6 +6,7 @@ among these. Nothing the size of the tensor is ever sorted or stored.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -45,7 +46,7 @@ def cuts(stack: Stack, magnitudes: Magnitudes, keep: Sequence[int]) -> list[floa
 
     seen = stack.map(look)
     return [
-        _cut([block[kind] for block in seen], k, stack.size, lambda kind=kind: _all(stack, numbers, kind))
+        _cut([block[kind] for block in seen], k, stack.size, functools.partial(_all, stack, numbers, kind))
         for kind, k in enumerate(keep)
     ]
 

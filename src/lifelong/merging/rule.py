@@ -20,8 +20,8 @@ from lifelong.errors import InputError
 Array = Any
 T = TypeVar("T")
 
-# Numbers in a block: a quarter MiB in float32, so that those of several models fit the second-level cache. Streams of
-# random numbers begin anew at each block, and sums over a tensor are sums of sums over blocks: it is part of the result.
+# Numbers in a block: a quarter MiB in float32, so that those of several models fit the second-level cache. Random
+# numbers begin anew at each block, and sums over a tensor are sums of sums over blocks: it is part of the result.
 BLOCK = 1 << 16
 
 
@@ -173,8 +173,8 @@ def name_of(rule: Rule | Callable[..., Array]) -> str:
     """Return the name by which users know a rule, or that of a function."""
     from lifelong.merging.rules import RULES
 
-    known = {kind: name for name, kind in RULES.items()}
-    return known.get(type(rule)) or getattr(rule, "__name__", type(rule).__name__)
+    known: dict[type, str] = {kind: name for name, kind in RULES.items()}
+    return known.get(type(rule)) or str(getattr(rule, "__name__", type(rule).__name__))
 
 
 def namespace(array: Array) -> Any:

@@ -75,13 +75,18 @@ def read(path: Path) -> File:
     """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, _LONGEST_HEADER):
-            raise InputError(
-                f"{path} is not a safetensors file, or was cut off: it has {size} bytes, its header claims {length}"
-            )
-        header = _parsed(path, file.read(length))
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        # An empty file cannot be mapped.
+        return parse(path, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b"")
+
+
+def parse(path: Path, data: mmap.mmap | bytes) -> File:
+    """Return the file that `data` holds, its header checked; `path` is what errors call it."""
+    size, length = len(data), int.from_bytes(data[:8], "little")
+    if size < 8 or length > min(size - 8, _LONGEST_HEADER):
+        raise InputError(
+            f"{path} is not a safetensors file, or was cut off: it has {size} bytes, its header claims {length}"
+        )
+    header = _parsed(path, data[8 : 8 + length])
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(each, str) for each in metadata.values()):
         raise InputError(f"{path}: __metadata__ in its header must be a mapping of strings")

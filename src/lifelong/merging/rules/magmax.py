@@ -12,7 +12,7 @@ from lifelong.settings import setting
 
 @dataclass(frozen=True)
 class MagMax(Rule):
-    """Keep, number by number, the task vector that moved it furthest: `theta_0 + lambda tau_t*`, `t* = argmax_t |tau_t|`.
+    """Keep, number by number, the change of largest magnitude: `theta_0 + lambda tau_m`, `m = argmax_t |tau_t|`.
 
     Marczak et al. 2024 (2407.06322) fine-tune the experts one after another and use lambda = 0.5; on experts trained
     apart it is their control MaxAbs. Where magnitudes are equal the later expert has it.

@@ -13,7 +13,10 @@ from lifelong.settings import setting
 
 @dataclass(frozen=True)
 class TaskArithmetic(Rule):
-    """Add task vectors: `theta_0 + lambda sum_t w_t tau_t`, `tau_t = theta_t - theta_0` (Ilharco et al. 2023, 2212.04089)."""
+    """Add task vectors `tau_t = theta_t - theta_0` to the base: `theta_0 + lambda sum_t w_t tau_t`.
+
+    Ilharco et al. 2023, 2212.04089.
+    """
 
     family: ClassVar[str] = "task vectors"
     paper: ClassVar[str] = "2212.04089"

@@ -13,9 +13,9 @@ from lifelong.settings import setting
 
 @dataclass(frozen=True)
 class TIES(Rule):
-    """Average, number by number, the trimmed task vectors that agree with the elected sign (Yadav et al. 2023, 2306.01708).
+    """Average, number by number, the trimmed task vectors that agree with the elected sign.
 
-    Trim: of each task vector keep the share `density` of largest magnitude, over the tensor. Elect: the sign of
+    Yadav et al. 2023, 2306.01708. Trim: of each task vector keep the share `density` of largest magnitude, over the tensor. Elect: the sign of
     `sum_t w_t tau_t`. Merge: `theta_0 + lambda sum_{t in A} w_t tau_t / sum_{t in A} w_t` over the experts A whose
     trimmed number has the elected sign.
 
