@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lifelong.errors import InputError
 from lifelong.merging import safetensors
-from lifelong.merging.safetensors import Entry, File
+from lifelong.merging.safetensors import File
 
 _NAMES = ("pytorch_model.bin", "adapter_model.bin")
 _INDEX = "pytorch_model.bin.index.json"

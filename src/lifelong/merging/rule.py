@@ -7,7 +7,7 @@ checkpoint larger than memory pass through the processor's cache once, and no te
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -98,11 +98,12 @@ class Stack:
 class Rule:
     """A merge rule; its fields are its settings (`lifelong.settings.setting`).
 
-    What users and planners must know of a rule stands in its class variables: whether it needs a base
-    (`needs_base`) and how many experts (`least`, `most`; None: any number), whether it works block by block
-    (`blockwise`) or on whole tensors, whether the order of experts does not matter (`symmetric`), which settings are
-    one number for all experts or one for each (`per_expert`), and whether experts can be added one at a time to a
-    running state (`incremental`).
+    What users and planners must know of a rule stands in its class variables: whether it needs a base (`needs_base`),
+    or makes use of one that is given instead of merging it as one more expert (`takes_base`), how many experts
+    (`least`, `most`; None: any number), whether it works block by block (`blockwise`) or on whole tensors, whether the
+    order of experts does not matter (`symmetric`), which settings are one number for all experts or one for each
+    (`per_expert`), whether experts can be added one at a time to a running state (`incremental`), and how recipes
+    spell settings whose names are no names in Python (`spelled`).
 
     A blockwise rule defines `merge`, and `survey` where it must know something of the whole tensor first, such as a
     norm or a quantile. A rule that cannot be cut into blocks sets `blockwise = False`, and its `merge` gets whole
@@ -112,12 +113,18 @@ class Rule:
     family: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     needs_base: ClassVar[bool] = False
+    takes_base: ClassVar[bool] = False
     least: ClassVar[int] = 1
     most: ClassVar[int | None] = None
     blockwise: ClassVar[bool] = True
     symmetric: ClassVar[bool] = True
     incremental: ClassVar[bool] = False
     per_expert: ClassVar[tuple[str, ...]] = ()
+    spelled: ClassVar[Mapping[str, str]] = {}
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.takes_base = cls.takes_base or cls.needs_base
 
     def check(self, experts: int) -> None:
         """Refuse settings that no tensor of `experts` experts could be merged with."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,6 +22,7 @@ class MagMax(Rule):
     family: ClassVar[str] = "task vectors"
     paper: ClassVar[str] = "2407.06322"
     needs_base: ClassVar[bool] = True
+    spelled: ClassVar[Mapping[str, str]] = {"lambda": "scale"}
     symmetric: ClassVar[bool] = False
     incremental: ClassVar[bool] = True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,6 +22,7 @@ class TaskArithmetic(Rule):
     family: ClassVar[str] = "task vectors"
     paper: ClassVar[str] = "2212.04089"
     needs_base: ClassVar[bool] = True
+    spelled: ClassVar[Mapping[str, str]] = {"lambda": "scale"}
     incremental: ClassVar[bool] = True
     per_expert: ClassVar[tuple[str, ...]] = ("weight",)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,8 +16,8 @@ from lifelong.settings import setting
 class TIES(Rule):
     """Average, number by number, the trimmed task vectors that agree with the elected sign.
 
-    Yadav et al. 2023, 2306.01708. Trim: of each task vector keep the share `density` of largest magnitude, over the tensor. Elect: the sign of
-    `sum_t w_t tau_t`. Merge: `theta_0 + lambda sum_{t in A} w_t tau_t / sum_{t in A} w_t` over the experts A whose
+    Yadav et al. 2023, 2306.01708. Trim: of each task vector keep the share `density` of largest magnitude, over the
+    tensor. Elect: the sign of `sum_t w_t tau_t`. Merge: `theta_0 + lambda sum_{t in A} w_t tau_t / sum_{t in A} w_t` over the experts A whose
     trimmed number has the elected sign.
 
     Numbers equal to the least one kept are all kept: coarse formats have many, and no order among them is better.
@@ -25,6 +26,7 @@ class TIES(Rule):
     family: ClassVar[str] = "task vectors"
     paper: ClassVar[str] = "2306.01708"
     needs_base: ClassVar[bool] = True
+    spelled: ClassVar[Mapping[str, str]] = {"lambda": "scale"}
     per_expert: ClassVar[tuple[str, ...]] = ("weight", "density")
 
     density: float | tuple[float, ...] = setting(0.2, "share of each task vector that is kept, 0 to 1", ge=0, le=1)
