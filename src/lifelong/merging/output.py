@@ -39,6 +39,7 @@ class Output:
     def __init__(self, folder: Path, shards: Sequence[Shard]) -> None:
         self.folder, self.shards = folder, shards
         self._homes = {name: shard for shard in shards for name in shard.entries}
+        self._open = list(shards)
 
     def write(self, name: str, offset: int, raw: np.ndarray[Any, Any]) -> None:
         """Write numbers into the tensor `name`, `offset` bytes behind its beginning; several threads may."""
@@ -74,9 +75,8 @@ class Output:
 
     def close(self) -> None:
         """Close the files; a second call does nothing."""
-        for shard in self.shards:
-            os.close(shard.descriptor)
-        self.shards = ()
+        while self._open:
+            os.close(self._open.pop().descriptor)
 
 
 def reserve(
