@@ -25,7 +25,7 @@ from xxhash import xxh3_64_intdigest, xxh3_128_hexdigest
 from lifelong.errors import InputError, StateError
 from lifelong.merging.checkpoint import Mapped
 from lifelong.merging.formats import DTYPES, floating, nonfinite, working
-from lifelong.merging.memory import whole
+from lifelong.merging.in_memory import whole
 from lifelong.merging.output import Output, reserve
 from lifelong.merging.plan import Job, Plan, Source
 from lifelong.merging.rule import BLOCK, Site, Stack, Values

@@ -171,7 +171,7 @@ class Rule:
         Raises:
             InputError: a rule that needs a base without one, too few or too many experts, or settings that do not fit.
         """
-        from lifelong.merging.memory import merge_tensor
+        from lifelong.merging.in_memory import merge_tensor
 
         return merge_tensor(self, base, experts, name)
 
