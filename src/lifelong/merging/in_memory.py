@@ -2,11 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from lifelong.errors import InputError
+from lifelong import settings
+from lifelong.errors import InputError, unknown
 from lifelong.merging.rule import Array, Rule, Site, Stack, name_of, namespace
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Tree = Mapping[str, Array]
+Function = Callable[[Array | None, Sequence[Array]], Array]
+Model = TypeVar("Model", bound="nn.Module | Tree")
+
+
+def merge(rule: str | Rule | Function, base: Model | None, experts: Sequence[Model], **values: Any) -> Model:
+    """Return one model out of several, of the kind that was given.
+
+    Args:
+        rule: a name (`lifelong list rules`), a rule, or a function that makes a tensor of the merge out of the same
+            tensor of the base (or None) and of each expert.
+        base: the model that the experts were fine-tuned from, or None: a module, or a dict of tensors.
+        experts: models of the same names and shapes, each as `base` is.
+        values: settings of a rule given by name, such as `density=0.2`, or `weight=(1.0, 0.5)` for one an expert.
+
+    Returns:
+        A dict of tensors, or a copy of the base (of the first expert) with merged parameters and buffers. Tensors of
+        integers are those of the base. Statistics of batch normalisation are merged as weights are, and do not describe
+        what the merged network computes: estimate them anew.
+
+    Raises:
+        InputError: an unknown rule or setting, models of different tensors (all are named), or no base for a rule that
+            needs one.
+    """
+    if not experts:
+        raise InputError("give at least one model to merge")
+    chosen = _chosen(rule, values)
+    template = experts[0] if base is None else base
+    trees = [_tree(each) for each in experts]
+    origin = None if base is None else _tree(base)
+    _check_names(trees if origin is None else [origin, *trees])
+    merged = {
+        name: _merged(chosen, None if origin is None else origin[name], [tree[name] for tree in trees], name)
+        for name in (trees[0] if origin is None else origin)
+    }
+    if isinstance(template, Mapping):
+        return merged  # type: ignore[return-value]
+    result = copy.deepcopy(template)
+    result.load_state_dict(merged)
+    return result
+
+
+def _chosen(rule: str | Rule | Function, values: Mapping[str, Any]) -> Rule | Function:
+    from lifelong.merging.rules import RULES
+
+    if isinstance(rule, str):
+        if rule not in RULES:
+            raise unknown("merge rule", rule, RULES)
+        return settings.build(RULES[rule], values, f"merge rule {rule}")
+    if values:
+        raise InputError(f"settings ({', '.join(values)}) go with a rule given by name; this one has its own")
+    return rule
+
+
+def _tree(model: nn.Module | Tree) -> Tree:
+    return model if isinstance(model, Mapping) else {name: each.detach() for name, each in model.state_dict().items()}
+
+
+def _check_names(trees: Sequence[Tree]) -> None:
+    first = set(trees[0])
+    odd = sorted(set().union(*(first ^ set(tree) for tree in trees[1:])))
+    if odd:
+        raise InputError(f"the models have different tensors ({len(odd)}): {', '.join(odd)}")
+
+
+def _merged(rule: Rule | Function, base: Array | None, experts: Sequence[Array], name: str) -> Array:
+    first = experts[0] if base is None else base
+    if not namespace(first).isdtype(first.dtype, "real floating"):
+        return first
+    if isinstance(rule, Rule):
+        return merge_tensor(rule, base if rule.takes_base else None, experts, name)
+    return rule(base, experts)
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def stacks(names: Iterable[str]) -> dict[str, int]:
 
 
 def depth_of(name: str, counts: Mapping[str, int]) -> float:
-    """Return where the layer of a tensor lies in its stack: 0 the first, 1 the last (and the only); 0 outside of one."""
+    """Return where the layer of a tensor lies in its stack: 0 the first, 1 the last or only one; 0 if in none."""
     place = place_of(name)
     if place is None:
         return 0.0

@@ -17,8 +17,8 @@ class TIES(Rule):
     """Average, number by number, the trimmed task vectors that agree with the elected sign.
 
     Yadav et al. 2023, 2306.01708. Trim: of each task vector keep the share `density` of largest magnitude, over the
-    tensor. Elect: the sign of `sum_t w_t tau_t`. Merge: `theta_0 + lambda sum_{t in A} w_t tau_t / sum_{t in A} w_t` over the experts A whose
-    trimmed number has the elected sign.
+    tensor. Elect: the sign of `sum_t w_t tau_t`. Merge: `theta_0 + lambda sum_{t in A} w_t tau_t / sum_{t in A} w_t`
+    over the experts A whose trimmed number has the elected sign.
 
     Numbers equal to the least one kept are all kept: coarse formats have many, and no order among them is better.
     """
