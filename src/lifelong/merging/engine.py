@@ -279,7 +279,7 @@ def fingerprint(plan: Plan, shard_bytes: int) -> str:
         (job.name, job.dtype, job.shape, repr(job.rule), [(s.model, s.name) for s in job.sources]) for job in plan.jobs
     ]
     files = [
-        (name, str(file.path), file.path.stat().st_size, file.path.stat().st_mtime_ns)
+        (name, file.path.name, file.path.stat().st_size, file.path.stat().st_mtime_ns)
         for name, model in plan.models.items()
         for file in model.files
     ]

@@ -44,10 +44,7 @@ class Output:
     def write(self, name: str, offset: int, raw: np.ndarray[Any, Any]) -> None:
         """Write numbers into the tensor `name`, `offset` bytes behind its beginning; several threads may."""
         shard = self._homes[name]
-        place, left = shard.entries[name].start + offset, memoryview(raw.view(np.uint8).data)
-        while left:
-            written = os.pwrite(shard.descriptor, left, place)
-            place, left = place + written, left[written:]
+        _write_all(shard.descriptor, raw.view(np.uint8).data, shard.entries[name].start + offset)
 
     def digest(self, name: str) -> str:
         """Return the digest of a tensor as it stands in the file, as the journal has it."""
@@ -107,7 +104,7 @@ def reserve(
             shards.append(Shard(path, os.open(path, os.O_RDWR | os.O_CREAT, 0o644), entries))
             if fresh:
                 _allocate(shards[-1].descriptor, size)
-                os.pwrite(shards[-1].descriptor, header, 0)
+                _write_all(shards[-1].descriptor, memoryview(header), 0)
     except OSError as error:
         Output(folder, shards).close()
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -131,6 +128,13 @@ def _groups(tensors: Sequence[Described], shard_bytes: int) -> list[list[Describ
 
 def _file_name(index: int, count: int) -> str:
     return "model.safetensors" if count == 1 else f"model-{index + 1:05d}-of-{count:05d}.safetensors"
+
+
+def _write_all(descriptor: int, data: memoryview, place: int) -> None:
+    """Write `data` at `place`: the system may take less of it at a time."""
+    while data:
+        written = os.pwrite(descriptor, data, place)
+        place, data = place + written, data[written:]
 
 
 def _allocate(descriptor: int, size: int) -> None:
