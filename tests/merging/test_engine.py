@@ -1,4 +1,4 @@
-"""Merging on disk: the same numbers as in memory, whatever the threads, and nothing half-written under the final name."""
+"""Merging on disk: the same numbers as in memory, and nothing half-written under the final name."""
 
 from __future__ import annotations
 
