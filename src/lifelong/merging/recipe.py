@@ -14,6 +14,7 @@ import pydantic
 import yaml
 
 from lifelong.errors import InputError, closest
+from lifelong.yaml_file import read_yaml
 
 Scalar = bool | int | float | str
 
@@ -98,8 +99,6 @@ def read(path: Path) -> MergeRecipe:
     Raises:
         InputError: no such file, not YAML, or something in it that no recipe says, with the closest word that one does.
     """
-    from lifelong.experiments.plan import read_yaml
-
     return parsed(read_yaml(path), str(path))
 
 
