@@ -26,12 +26,15 @@ def configure(parser: Parser) -> None:
     """Declare the options."""
     parser.usage = (
         "lifelong merge RECIPE.yml OUT [options]\n"
-        "       lifelong merge --rule RULE [--base MODEL] MODEL MODEL ... --out OUT [--rule.SETTING VALUE] [options]"
+        "       lifelong merge --rule RULE [--base MODEL] MODEL MODEL ... --out OUT [--rule.SETTING VALUE] [options]\n"
+        "       lifelong merge --into DIR MODEL ... [--rule.SETTING VALUE] [options]"
     )
     parser.add_argument("paths", nargs="*", metavar="PATH", help="a recipe as mergekit has it, and OUT; or models")
     parser.add_argument("--rule", help="how to merge, where there is no recipe; `lifelong list rules` shows them")
     parser.add_argument("--base", metavar="MODEL", help="the model that the others were fine-tuned from")
     parser.add_argument("--out", metavar="OUT", help="folder for the result; it must not exist")
+    parser.add_argument("--into", metavar="DIR", help="add the models to an earlier result that was kept running")
+    parser.add_argument("--keep-running", action="store_true", help="store what adding models later will need")
     parser.add_argument(
         "--out-dtype", metavar="DTYPE", help="format of the result (default: as the base, or the first)"
     )
@@ -46,13 +49,12 @@ def configure(parser: Parser) -> None:
 
 def main(arguments: Namespace) -> int:
     """Merge; returns the exit status."""
-    from lifelong.merging import engine, planning
+    from lifelong.merging import engine
 
-    recipe, folder, out = _asked(arguments)
+    began = time.monotonic()
     shard_bytes = _bytes(arguments.shard_size)
     threads = _threads(arguments.threads)
-    began = time.monotonic()
-    plan = planning.plan(recipe, folder)
+    plan, out = _planned(arguments)
     running = engine.merge(
         plan,
         out,
@@ -60,14 +62,28 @@ def main(arguments: Namespace) -> int:
         shard_bytes=shard_bytes,
         resume=arguments.resume,
         allow_nonfinite=arguments.allow_nonfinite,
+        replace=arguments.into is not None,
     )
     _watch(running, len(plan.jobs))
     _show(plan, out, time.monotonic() - began, arguments.json)
     return 0
 
 
-def _asked(arguments: Namespace) -> tuple[MergeRecipe, Path, Path]:
-    """Return the recipe, the folder that its paths start from, and where the result goes."""
+def _planned(arguments: Namespace) -> tuple[Plan, Path]:
+    """Return what is to be done, and where the result goes."""
+    from lifelong.merging import adding, planning
+
+    if arguments.into is not None:
+        if arguments.rule or arguments.base or arguments.out or arguments.out_dtype:
+            raise InputError("--into goes on with the rule, base and format of its folder: give none of them")
+        return adding.added(Path(arguments.into), _models(arguments)[0]), Path(arguments.into)
+    recipe, out = _asked(arguments)
+    plan = planning.plan(recipe)
+    return (adding.kept(plan) if arguments.keep_running else plan), out
+
+
+def _asked(arguments: Namespace) -> tuple[MergeRecipe, Path]:
+    """Return the recipe, and where the result goes."""
     from lifelong.merging import recipe
 
     paths, out = list(arguments.paths), arguments.out
@@ -81,24 +97,32 @@ def _asked(arguments: Namespace) -> tuple[MergeRecipe, Path, Path]:
         read = recipe.read(Path(paths[0]))
         if arguments.out_dtype:
             read = read.model_copy(update={"out_dtype": arguments.out_dtype})
-        return read, Path(), Path(out)
+        return read, Path(out)
     if out is None:
         raise InputError("--out is missing: a folder for the result")
-    return recipe.parsed(_values(arguments, paths), "the options"), Path(), Path(out)
+    return recipe.parsed(_values(arguments), "the options"), Path(out)
 
 
-def _values(arguments: Namespace, paths: list[str]) -> Values:
-    """Return the recipe that options describe."""
+def _models(arguments: Namespace) -> tuple[list[Values], Values]:
+    """Return the models that are given, with parameters of their own, and the parameters that all share."""
     parameters = {name.partition(".")[2]: each for name, each in arguments.dotted.items()}
-    models: list[Values] = [{"model": path, "parameters": {}} for path in paths]
+    models: list[Values] = [{"model": path, "parameters": {}} for path in arguments.paths]
+    if not models:
+        raise InputError("give the models to merge")
     for name in [name for name, each in parameters.items() if isinstance(each, list)]:
         numbers = parameters.pop(name)
         if len(numbers) != len(models):
             raise InputError(f"--rule.{name} has {len(numbers)} numbers for {len(models)} models")
         for model, number in zip(models, numbers, strict=True):
             model["parameters"][name] = number
-    if not models:
-        raise InputError("give the models to merge")
+    if arguments.into is not None:
+        return [{**each, "parameters": {**parameters, **each["parameters"]}} for each in models], {}
+    return models, parameters
+
+
+def _values(arguments: Namespace) -> Values:
+    """Return the recipe that options describe."""
+    models, parameters = _models(arguments)
     values: Values = {"merge_method": arguments.rule, "models": models, "parameters": parameters}
     return {
         **values,

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import os
 import platform
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,9 +27,9 @@ from lifelong.errors import InputError, StateError
 from lifelong.merging.checkpoint import Mapped
 from lifelong.merging.formats import DTYPES, floating, nonfinite, working
 from lifelong.merging.in_memory import whole
-from lifelong.merging.output import Output, reserve
+from lifelong.merging.output import RUNNING, Output, reserve
 from lifelong.merging.plan import Job, Plan, Source
-from lifelong.merging.rule import BLOCK, Site, Stack, Values
+from lifelong.merging.rule import BLOCK, Folding, Site, Stack, Values
 
 # Blocks that one worker takes at a time: enough that handing them over costs nothing.
 _CHUNK = 8
@@ -96,23 +97,25 @@ def merge(
     shard_bytes: int,
     resume: bool = False,
     allow_nonfinite: bool = False,
+    replace: bool = False,
 ) -> Iterator[Finished]:
     """Run `plan` and leave its result in the folder `out`; yields each tensor as it is finished.
 
     Args:
         plan: what to do.
-        out: a folder that does not exist yet.
+        out: a folder that does not exist yet, but for `replace`.
         threads: workers; by default as many as the processors that this process may use.
         shard_bytes: the largest file of weights.
         resume: go on with what an interrupted merge of the same plan left in `OUT.partial`.
         allow_nonfinite: merge inputs that hold infinities or NaN instead of refusing them.
+        replace: put the result in the place of what is at `out`, once it is whole.
 
     Raises:
         InputError: `out` exists, an input that is not finite (all of them are listed), or a full disk; nothing is left
             under `out`.
         StateError: what `resume` would go on with is of another merge.
     """
-    if out.exists():
+    if out.exists() and not replace:
         raise InputError(f"{out} exists: choose another folder")
     _keep_freed_memory()
     partial = out.with_name(f"{out.name}.partial")
@@ -140,37 +143,47 @@ def _merge(
         for each in partial.iterdir():
             each.unlink()
     output = reserve(partial, shapes, plan.metadata, shard_bytes, fresh=known is None)
+    if plan.keep_running:
+        kept = [(_part(part, job.name), "F32", job.shape) for job in plan.jobs for part in range(_parts(job))]
+        output += reserve(partial, kept, {}, math.inf, fresh=known is None, stem=RUNNING)
     try:
         if known is None:
             journal.write_text(json.dumps({"plan": identity}) + "\n", encoding="utf-8")
-        finished = {name: line for name, line in (known or {}).items() if output.digest(name) == line["digest"]}
+        finished = {name: line for name, line in (known or {}).items() if _stands(line, output)}
         workers = threads or _processors()
         with journal.open("a", encoding="utf-8") as log:
             # A last line that a kill cut off must not swallow the next one.
             log.write("\n")
             todo = [job for job in plan.jobs if job.name not in finished]
-            for line in _run(todo, output, workers, allow_nonfinite):
+            for line in _run(todo, output, workers, allow_nonfinite, plan.keep_running):
                 log.write(json.dumps(line) + "\n")
                 log.flush()
                 finished[line["name"]] = line
                 yield Finished(line["name"], len(finished), len(plan.jobs))
+        _compare(plan, finished)
         output.sync()
     except NonfiniteError:
         output.close()
         shutil.rmtree(partial)
         raise InputError(_all_nonfinite(plan)) from None
+    except StateError:
+        output.close()
+        shutil.rmtree(partial)
+        raise
     finally:
         output.close()
     _write_rest(plan, partial, output, [finished[job.name] for job in plan.jobs])
 
 
-def _run(jobs: Sequence[Job], output: Output, workers: int, allow_nonfinite: bool) -> Iterator[dict[str, Any]]:
+def _run(
+    jobs: Sequence[Job], output: Output, workers: int, allow_nonfinite: bool, keep: bool
+) -> Iterator[dict[str, Any]]:
     """Run `jobs` and yield the journal's line of each; a few are under way at a time."""
     with ThreadPoolExecutor(workers) as pool:
         pending: deque[tuple[_Running, list[Future[Any]]]] = deque()
         try:
             for job in jobs:
-                running = _Running(job, output, pool, allow_nonfinite)
+                running = _Running(job, output, pool, allow_nonfinite, keep)
                 pending.append((running, running.start()))
                 while sum(len(futures) for _, futures in pending) > 4 * workers:
                     yield _finish(*pending.popleft())
@@ -178,6 +191,28 @@ def _run(jobs: Sequence[Job], output: Output, workers: int, allow_nonfinite: boo
                 yield _finish(*pending.popleft())
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _stands(line: Mapping[str, Any], output: Output) -> bool:
+    """Return whether the tensors that a line of the journal speaks of are in the files as it says."""
+    return all(output.digest(name) == digest for name, digest in line["digests"].items())
+
+
+def _compare(plan: Plan, finished: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse to add to a merge of other inputs than those that were read."""
+    for name, line in finished.items():
+        for model, digest in plan.expected.get(name, {}).items():
+            if line["sources"].get(model, digest) != digest:
+                raise StateError(f"tensor {name!r} of {model} is not what it was when the merge began")
+
+
+def _part(part: int, name: str) -> str:
+    """Return the name of a part of the running state of a tensor."""
+    return f"{part}:{name}"
+
+
+def _parts(job: Job) -> int:
+    return job.rule.parts if isinstance(job.rule, Folding) else 0
 
 
 def _finish(running: _Running, futures: list[Future[Any]]) -> dict[str, Any]:
@@ -189,10 +224,10 @@ def _finish(running: _Running, futures: list[Future[Any]]) -> dict[str, Any]:
 class _Running:
     """A job under way."""
 
-    def __init__(self, job: Job, output: Output, pool: ThreadPoolExecutor, allow_nonfinite: bool) -> None:
-        self.job, self.output, self.pool = job, output, pool
+    def __init__(self, job: Job, output: Output, pool: ThreadPoolExecutor, allow_nonfinite: bool, keep: bool) -> None:
+        self.job, self.output, self.pool, self.keep = job, output, pool, keep
         self.watched = [Watched(source, allow_nonfinite) for source in job.sources]
-        self.written: dict[int, int] = {}
+        self.written: dict[str, dict[int, int]] = {job.name: {}}
         base: Values | None = self.watched[0] if job.base is not None else None
         experts: list[Values] = [*self.watched[0 if job.base is None else 1 :]]
         self.stack = Stack(job.name, base, experts, self._spread)
@@ -205,13 +240,14 @@ class _Running:
             self.facts = rule.survey(self.stack)
             if not rule.blockwise:
                 return [self.pool.submit(self._whole)] if sites else []
-        work = self._copy if rule is None else self._block
+        work = self._copy if rule is None else self._fold if self.keep else self._block
         return [self.pool.submit(_each, work, sites[i : i + _CHUNK]) for i in range(0, len(sites), _CHUNK)]
 
     def line(self) -> dict[str, Any]:
         """Return what the journal says of the finished tensor."""
         sources = {each.source.model: each.digest() for each in self.watched if each.digests}
-        return {"name": self.job.name, "digest": _combined(self.written), "sources": sources}
+        digests = {name: _combined(written) for name, written in self.written.items()}
+        return {"name": self.job.name, "digests": digests, "sources": sources}
 
     def _spread(self, function: Callable[[Site], Any], sites: Sequence[Site]) -> list[Any]:
         chunks = [sites[i : i + _CHUNK] for i in range(0, len(sites), _CHUNK)]
@@ -224,6 +260,19 @@ class _Running:
         base, experts = self.stack.read(site)
         assert self.job.rule is not None
         self._write(site.start, self.job.rule.merge(base, experts, self.facts, site))
+
+    def _fold(self, site: Site) -> None:
+        """Add the experts to the running state, and store it beside the result."""
+        job, rule = self.job, self.job.rule
+        assert isinstance(rule, Folding)
+        stop = min(site.start + BLOCK, self.stack.size)
+        state = [each.values.read(site.start, stop) for each in job.running]
+        base, experts = self.stack.read(site)
+        for index, expert in enumerate(experts, job.before):
+            state = rule.fold(state, base, expert, index)
+        self._write(site.start, rule.finish(state, base, job.before + len(experts)))
+        for part, each in enumerate(state):
+            self._put(_part(part, job.name), site.start, np.ascontiguousarray(each, np.float32))
 
     def _whole(self) -> None:
         base, experts = whole(self.stack)
@@ -246,8 +295,11 @@ class _Running:
         overflown = nonfinite(raw, dtype)
         if overflown and floating(dtype) and np.isfinite(np.asarray(numbers, working(dtype))).all():
             raise InputError(f"tensor {self.job.name!r} does not fit {dtype}: choose a wider out_dtype")
-        self.output.write(self.job.name, start * raw.itemsize, raw)
-        self.written[start] = xxh3_64_intdigest(raw.view(np.uint8).data)
+        self._put(self.job.name, start, raw)
+
+    def _put(self, name: str, start: int, raw: np.ndarray[Any, Any]) -> None:
+        self.output.write(name, start * raw.itemsize, raw)
+        self.written.setdefault(name, {})[start] = xxh3_64_intdigest(raw.view(np.uint8).data)
 
 
 def _each(function: Callable[[Site], Any], sites: Sequence[Site]) -> list[Any]:
@@ -283,7 +335,7 @@ def fingerprint(plan: Plan, shard_bytes: int) -> str:
         for name, model in plan.models.items()
         for file in model.files
     ]
-    return xxh3_128_hexdigest(json.dumps([jobs, files, shard_bytes, BLOCK]).encode())
+    return xxh3_128_hexdigest(json.dumps([jobs, files, shard_bytes, plan.keep_running, BLOCK]).encode())
 
 
 def _journaled(path: Path, identity: str) -> dict[str, dict[str, Any]] | None:
@@ -331,8 +383,14 @@ def _write_rest(plan: Plan, partial: Path, output: Output, lines: Sequence[dict[
     manifest = {
         "lifelong": __version__,
         "recipe": plan.recipe,
-        "models": {name: str(model.path) for name, model in plan.models.items()},
-        "tensors": {line["name"]: {"digest": line["digest"], "sources": line["sources"]} for line in lines},
+        "models": {name: str(model.path.resolve()) for name, model in plan.models.items()},
+        "tensors": {
+            line["name"]: {
+                "digest": line["digests"][line["name"]],
+                "sources": {**plan.expected.get(line["name"], {}), **line["sources"]},
+            }
+            for line in lines
+        },
     }
     (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     (partial / JOURNAL).unlink()
@@ -343,7 +401,12 @@ def _publish(partial: Path, out: Path) -> None:
     for path in partial.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
+    previous = out.with_name(f"{out.name}.previous")
+    if out.exists():
+        out.rename(previous)
     partial.rename(out)
+    if previous.exists():
+        shutil.rmtree(previous)
     if hasattr(os, "O_DIRECTORY"):
         parent = os.open(out.parent, os.O_RDONLY | os.O_DIRECTORY)
         os.fsync(parent)

@@ -21,6 +21,9 @@ from lifelong.merging.formats import DTYPES
 from lifelong.merging.rule import BLOCK
 from lifelong.merging.safetensors import Entry
 
+# What the names of the files of weights begin with, and of the state that a merge can go on from.
+MODEL, RUNNING = "model", "running"
+
 Described = tuple[str, str, tuple[int, ...]]
 
 
@@ -58,12 +61,17 @@ class Output:
 
     def write_index(self) -> None:
         """Write the index of shards, where there are several."""
-        if len(self.shards) == 1:
+        shards = [shard for shard in self.shards if shard.path.name.startswith(MODEL)]
+        if len(shards) == 1:
             return
-        total = sum(entry.stop - entry.start for shard in self.shards for entry in shard.entries.values())
-        weight_map = {name: shard.path.name for name, shard in self._homes.items()}
+        total = sum(entry.stop - entry.start for shard in shards for entry in shard.entries.values())
+        weight_map = {name: shard.path.name for shard in shards for name in shard.entries}
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (self.folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+
+    def __add__(self, other: Output) -> Output:
+        """Return one output of the files of both."""
+        return Output(self.folder, [*self.shards, *other.shards])
 
     def sync(self) -> None:
         """Wait until everything has reached the disk."""
@@ -77,7 +85,13 @@ class Output:
 
 
 def reserve(
-    folder: Path, tensors: Sequence[Described], metadata: Mapping[str, str], shard_bytes: int, *, fresh: bool
+    folder: Path,
+    tensors: Sequence[Described],
+    metadata: Mapping[str, str],
+    shard_bytes: float,
+    *,
+    fresh: bool,
+    stem: str = MODEL,
 ) -> Output:
     """Make the files of weights for `tensors` (name, dtype, shape) in `folder`, at their full size.
 
@@ -87,6 +101,7 @@ def reserve(
         metadata: strings for the headers.
         shard_bytes: the largest file; a single tensor may be larger.
         fresh: write headers; else the files are there and are opened.
+        stem: what the names of the files begin with.
 
     Raises:
         InputError: the disk has not that much room.
@@ -100,7 +115,7 @@ def reserve(
     shards: list[Shard] = []
     try:
         for index, ((header, entries), size) in enumerate(zip(layouts, sizes, strict=True)):
-            path = folder / _file_name(index, len(groups))
+            path = folder / _file_name(stem, index, len(groups))
             shards.append(Shard(path, os.open(path, os.O_RDWR | os.O_CREAT, 0o644), entries))
             if fresh:
                 _allocate(shards[-1].descriptor, size)
@@ -113,7 +128,7 @@ def reserve(
     return Output(folder, shards)
 
 
-def _groups(tensors: Sequence[Described], shard_bytes: int) -> list[list[Described]]:
+def _groups(tensors: Sequence[Described], shard_bytes: float) -> list[list[Described]]:
     groups: list[list[Described]] = [[]]
     filled = 0
     for name, dtype, shape in tensors:
@@ -126,8 +141,8 @@ def _groups(tensors: Sequence[Described], shard_bytes: int) -> list[list[Describ
     return groups
 
 
-def _file_name(index: int, count: int) -> str:
-    return "model.safetensors" if count == 1 else f"model-{index + 1:05d}-of-{count:05d}.safetensors"
+def _file_name(stem: str, index: int, count: int) -> str:
+    return f"{stem}.safetensors" if count == 1 else f"{stem}-{index + 1:05d}-of-{count:05d}.safetensors"
 
 
 def _write_all(descriptor: int, data: memoryview, place: int) -> None:

@@ -38,6 +38,8 @@ class Job:
         rule: what makes it of the sources; None copies the first expert bit for bit.
         base: the tensor of the base, or None.
         experts: the tensor of every expert, all of the shape of the base.
+        running: the state that experts before these have left, for a rule that takes them in one at a time.
+        before: how many experts those were.
     """
 
     name: str
@@ -45,6 +47,8 @@ class Job:
     rule: Rule | None
     base: Source | None
     experts: tuple[Source, ...]
+    running: tuple[Source, ...] = ()
+    before: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -65,6 +69,8 @@ class Plan:
         carried: files that go into the result beside the weights, by their names there: a path, or the text itself.
         metadata: strings for the headers of the weights.
         recipe: what was asked for, as JSON has it; it is recorded with the result.
+        keep_running: store the state of rules that take experts in one at a time, so that more can be added.
+        expected: digests of tensors of models, by model and tensor, that must be what is read.
     """
 
     jobs: tuple[Job, ...]
@@ -72,6 +78,8 @@ class Plan:
     carried: Mapping[str, Path | str] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=lambda: {"format": "pt"})
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    keep_running: bool = False
+    expected: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 def check(jobs: Sequence[Job]) -> None:
@@ -88,7 +96,7 @@ def check(jobs: Sequence[Job]) -> None:
             listed = ", ".join(f"{list(shape)} in {model}" for model, shape in shapes.items())
             odd.append(f"{job.name} is {listed}")
         if job.rule is not None:
-            job.rule.check(len(job.experts))
+            job.rule.check(job.before + len(job.experts))
             if job.rule.needs_base and job.base is None:
                 raise InputError(f"rule {name_of(job.rule)} needs a base model: give base_model, or --base")
     if odd:

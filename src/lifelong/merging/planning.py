@@ -51,12 +51,13 @@ class _Tensor:
     names: tuple[str, ...]
 
 
-def plan(recipe: MergeRecipe, folder: Path = Path()) -> Plan:
+def plan(recipe: MergeRecipe, folder: Path = Path(), stand_ins: Mapping[str, Checkpoint] | None = None) -> Plan:
     """Return what `recipe` asks for, checked; nothing has been written, and of the weights only headers were read.
 
     Args:
         recipe: the merge.
         folder: what relative paths of models start from.
+        stand_ins: models that are not read, but have the tensors of those so named.
 
     Raises:
         InputError: an unknown method or parameter (with the closest), a model that cannot be read, tensors that are
@@ -66,7 +67,8 @@ def plan(recipe: MergeRecipe, folder: Path = Path()) -> Plan:
         raise unknown("merge method", recipe.merge_method, RULES)
     rule = RULES[recipe.merge_method]
     _check_parameters(recipe, rule)
-    models = {name: open_model(folder / name) for name in recipe.names()}
+    known = stand_ins or {}
+    models = {name: known.get(name) or open_model(folder / name) for name in recipe.names()}
     slices = recipe.slices or [_whole(recipe, models)]
     tensors = _tensors(recipe, slices, models)
     jobs = tuple(_job(recipe, rule, tensor, models) for tensor in tensors)

@@ -102,8 +102,7 @@ class Rule:
     or makes use of one that is given instead of merging it as one more expert (`takes_base`), how many experts
     (`least`, `most`; None: any number), whether it works block by block (`blockwise`) or on whole tensors, whether the
     order of experts does not matter (`symmetric`), which settings are one number for all experts or one for each
-    (`per_expert`), whether experts can be added one at a time to a running state (`incremental`), and how recipes
-    spell settings whose names are no names in Python (`spelled`).
+    (`per_expert`), and how recipes spell settings whose names are no names in Python (`spelled`).
 
     A blockwise rule defines `merge`, and `survey` where it must know something of the whole tensor first, such as a
     norm or a quantile. A rule that cannot be cut into blocks sets `blockwise = False`, and its `merge` gets whole
@@ -118,7 +117,6 @@ class Rule:
     most: ClassVar[int | None] = None
     blockwise: ClassVar[bool] = True
     symmetric: ClassVar[bool] = True
-    incremental: ClassVar[bool] = False
     per_expert: ClassVar[tuple[str, ...]] = ()
     spelled: ClassVar[Mapping[str, str]] = {}
 
@@ -160,6 +158,11 @@ class Rule:
         value = getattr(self, setting)
         return list(value) if isinstance(value, tuple) else [value] * experts
 
+    def of_expert(self, setting: str, index: int) -> Any:
+        """Return a setting for one expert."""
+        value = getattr(self, setting)
+        return value[index] if isinstance(value, tuple) else value
+
     def __call__(self, base: Array | None, experts: Sequence[Array], name: str = "") -> Array:
         """Return the merge of one tensor, in the dtype of the first expert.
 
@@ -174,6 +177,38 @@ class Rule:
         from lifelong.merging.in_memory import merge_tensor
 
         return merge_tensor(self, base, experts, name)
+
+
+@dataclass(frozen=True)
+class Folding(Rule):
+    """A blockwise rule that takes experts in one at a time, in memory that does not grow with their number.
+
+    What is kept between them, `parts` arrays of the tensor's shape, can be stored and gone on from: since `merge` folds
+    too, that gives the bits of merging all at once.
+    """
+
+    parts: ClassVar[int] = 1
+
+    def fold(self, state: list[Array], base: Array | None, expert: Array, index: int) -> list[Array]:
+        """Return the state after one more expert.
+
+        Args:
+            state: after the experts before it, empty before the first; may be changed.
+            base: the block of the base, or None; not to be changed.
+            expert: that of the expert; may be changed.
+            index: which expert it is, for settings that each has its own of.
+        """
+        raise NotImplementedError
+
+    def finish(self, state: list[Array], base: Array | None, experts: int) -> Array:
+        """Return the merged block from the state after all `experts`; neither of them is changed."""
+        raise NotImplementedError
+
+    def merge(self, base: Array | None, experts: list[Array], facts: Any, site: Site) -> Array:
+        state: list[Array] = []
+        for index, expert in enumerate(experts):
+            state = self.fold(state, base, expert, index)
+        return self.finish(state, base, len(experts))
 
 
 def name_of(rule: Rule | Callable[..., Array]) -> str:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from lifelong.merging.rule import Array, Rule, Site, choose, namespace
-from lifelong.merging.rules.task_arithmetic import task_vectors
+from lifelong.merging.rule import Array, Folding, choose, namespace
 from lifelong.settings import setting
 
 
 @dataclass(frozen=True)
-class MagMax(Rule):
+class MagMax(Folding):
     """Keep, number by number, the change of largest magnitude: `theta_0 + lambda tau_m`, `m = argmax_t |tau_t|`.
 
     Marczak et al. 2024 (2407.06322) fine-tune the experts one after another and use lambda = 0.5; on experts trained
@@ -24,15 +23,15 @@ class MagMax(Rule):
     needs_base: ClassVar[bool] = True
     spelled: ClassVar[Mapping[str, str]] = {"lambda": "scale"}
     symmetric: ClassVar[bool] = False
-    incremental: ClassVar[bool] = True
 
     scale: float = setting(0.5, "lambda, the scale of the merged task vector")
 
-    def merge(self, base: Array | None, experts: list[Array], facts: Any, site: Site) -> Array:
-        first, *others = task_vectors(base, experts)
-        xp = namespace(first)
-        for each in others:
-            first = choose(xp.abs(each) >= xp.abs(first), each, first)
-        first *= self.scale
-        first += base
-        return first
+    def fold(self, state: list[Array], base: Array | None, expert: Array, index: int) -> list[Array]:
+        expert -= base
+        xp = namespace(expert)
+        return [choose(xp.abs(expert) >= xp.abs(state[0]), expert, state[0]) if state else expert]
+
+    def finish(self, state: list[Array], base: Array | None, experts: int) -> Array:
+        merged = state[0] * self.scale
+        merged += base
+        return merged

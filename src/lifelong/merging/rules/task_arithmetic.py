@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from lifelong.errors import InputError
-from lifelong.merging.rule import Array, Rule, Site
-from lifelong.merging.rules.linear import weighted_sum
+from lifelong.merging.rule import Array, Folding
+from lifelong.merging.rules.linear import added
 from lifelong.settings import setting
 
 
 @dataclass(frozen=True)
-class TaskArithmetic(Rule):
+class TaskArithmetic(Folding):
     """Add task vectors `tau_t = theta_t - theta_0` to the base: `theta_0 + lambda sum_t w_t tau_t`.
 
     Ilharco et al. 2023, 2212.04089.
@@ -23,7 +23,6 @@ class TaskArithmetic(Rule):
     paper: ClassVar[str] = "2212.04089"
     needs_base: ClassVar[bool] = True
     spelled: ClassVar[Mapping[str, str]] = {"lambda": "scale"}
-    incremental: ClassVar[bool] = True
     per_expert: ClassVar[tuple[str, ...]] = ("weight",)
 
     weight: float | tuple[float, ...] = setting(1.0, "of each expert, or one for all")
@@ -35,12 +34,15 @@ class TaskArithmetic(Rule):
         if self.normalize and sum(self.each("weight", experts)) == 0:
             raise InputError("rule task_arithmetic: the weights sum to zero, and normalize would divide by it")
 
-    def merge(self, base: Array | None, experts: list[Array], facts: Any, site: Site) -> Array:
-        weights = self.each("weight", len(experts))
-        scale = self.scale / (sum(weights) if self.normalize else 1.0)
-        total = weighted_sum(task_vectors(base, experts), [weight * scale for weight in weights])
-        total += base
-        return total
+    def fold(self, state: list[Array], base: Array | None, expert: Array, index: int) -> list[Array]:
+        expert -= base
+        return [added(state, expert, self.of_expert("weight", index))]
+
+    def finish(self, state: list[Array], base: Array | None, experts: int) -> Array:
+        scale = self.scale / (sum(self.each("weight", experts)) if self.normalize else 1.0)
+        merged = state[0] * scale
+        merged += base
+        return merged
 
 
 def task_vectors(base: Array | None, experts: list[Array]) -> list[Array]:
