@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import sys
@@ -27,12 +28,19 @@ def configure(parser: Parser) -> None:
     parser.usage = (
         "lifelong merge RECIPE.yml OUT [options]\n"
         "       lifelong merge --rule RULE [--base MODEL] MODEL MODEL ... --out OUT [--rule.SETTING VALUE] [options]\n"
-        "       lifelong merge --into DIR MODEL ... [--rule.SETTING VALUE] [options]"
+        "       lifelong merge --into DIR MODEL ... [--rule.SETTING VALUE] [options]\n"
+        "       lifelong merge inspect MODEL MODEL ... [--base MODEL] [--merged MODEL] [--json]\n"
+        "       lifelong merge extract BASE TUNED --out ADAPTER [--rank N | --energy SHARE]"
     )
     parser.add_argument("paths", nargs="*", metavar="PATH", help="a recipe as mergekit has it, and OUT; or models")
     parser.add_argument("--rule", help="how to merge, where there is no recipe; `lifelong list rules` shows them")
     parser.add_argument("--base", metavar="MODEL", help="the model that the others were fine-tuned from")
     parser.add_argument("--out", metavar="OUT", help="folder for the result; it must not exist")
+    parser.add_argument("--merged", metavar="MODEL", help="inspect: a merge of the models, to see what it kept of each")
+    parser.add_argument("--rank", metavar="N", help="of an adapter that is extracted or merged")
+    parser.add_argument(
+        "--energy", metavar="SHARE", help="extract: share of each squared change to reach (default 0.9)"
+    )
     parser.add_argument("--into", metavar="DIR", help="add the models to an earlier result that was kept running")
     parser.add_argument("--keep-running", action="store_true", help="store what adding models later will need")
     parser.add_argument(
@@ -51,9 +59,17 @@ def main(arguments: Namespace) -> int:
     """Merge; returns the exit status."""
     from lifelong.merging import engine
 
+    if arguments.paths[:1] in (["inspect"], ["extract"]):
+        return (_inspect if arguments.paths[0] == "inspect" else _extract)(arguments)
+    if (
+        arguments.rule
+        and arguments.paths
+        and all((Path(path) / "adapter_config.json").is_file() for path in arguments.paths)
+    ):
+        return _merge_adapters(arguments)
     began = time.monotonic()
     shard_bytes = _bytes(arguments.shard_size)
-    threads = _threads(arguments.threads)
+    threads = _count("threads", arguments.threads)
     plan, out = _planned(arguments)
     running = engine.merge(
         plan,
@@ -66,6 +82,90 @@ def main(arguments: Namespace) -> int:
     )
     _watch(running, len(plan.jobs))
     _show(plan, out, time.monotonic() - began, arguments.json)
+    return 0
+
+
+def _inspect(arguments: Namespace) -> int:
+    """Show what models have in common, without merging them."""
+    from lifelong.merging.checkpoint import open_model
+    from lifelong.merging.inspection import inspect, overall
+
+    paths = arguments.paths[1:]
+    base, merged = (open_model(Path(path)) if path else None for path in (arguments.base, arguments.merged))
+    found = list(inspect({path: open_model(Path(path)) for path in paths}, base, merged))
+    if arguments.json:
+        every = [dataclasses.asdict(each) for each in found]
+        print(json.dumps({"models": paths, "all": dataclasses.asdict(overall(found)), "tensors": every}))
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    names = [*paths, *(["merged"] if merged else [])]
+    table = Table("tensor", *(f"change of {name}" for name in names), "least cosine", "sign conflicts")
+    for name in paths if merged else []:
+        table.add_column(f"kept of {name}")
+    for each in (*found, overall(found)):
+        cosines = [each.cosines[i][j] for i in range(len(paths)) for j in range(i)]
+        cells = [f"{norm / each.base_norm:.2%}" if each.base_norm else f"{norm:.3g}" for norm in each.norms]
+        least = f"{min(cosines):.3f}" if cosines else ""
+        table.add_row(each.name, *cells, least, f"{each.conflicts:.1%}", *(f"{share:.0%}" for share in each.kept))
+    console = Console()
+    if not console.is_terminal:
+        # A file has no width to keep to.
+        console = Console(width=1000)
+        table.box = None
+    console.print(table)
+    return 0
+
+
+def _extract(arguments: Namespace) -> int:
+    """Write what fine-tuning changed as an adapter."""
+    from lifelong.merging.checkpoint import open_model
+    from lifelong.merging.lora import extract
+
+    if len(arguments.paths) != 3 or arguments.out is None:
+        raise InputError("extract takes the model before, the model after, and --out")
+    if arguments.rank and arguments.energy:
+        raise InputError("give either --rank or --energy")
+    before, after = (open_model(Path(path)) for path in arguments.paths[1:])
+    energy = _share(arguments.energy or "0.9")
+    found = extract(before, after, Path(arguments.out), rank=_count("rank", arguments.rank), energy=energy)
+    if arguments.json:
+        print(json.dumps({"out": arguments.out, **dataclasses.asdict(found)}))
+        return 0
+    ranks = sorted(found.ranks.values())
+    print(
+        f"{arguments.out}: {len(ranks)} weights, ranks {ranks[0]} to {ranks[-1]}, "
+        f"{found.energy:.1%} of the squared change"
+    )
+    if found.left_out:
+        print(f"changed and not in it: {', '.join(found.left_out)}")
+    return 0
+
+
+def _merge_adapters(arguments: Namespace) -> int:
+    """Merge adapters of one model into an adapter."""
+    from lifelong import settings
+    from lifelong.errors import unknown
+    from lifelong.merging.lora import merge_adapters
+    from lifelong.merging.rules import RULES
+
+    if arguments.out is None:
+        raise InputError("--out is missing: a folder for the result")
+    if arguments.rule not in RULES:
+        raise unknown("merge rule", arguments.rule, RULES)
+    kind = RULES[arguments.rule]
+    values = {name.partition(".")[2]: each for name, each in arguments.dotted.items()}
+    values = {
+        kind.spelled.get(name, name): tuple(each) if isinstance(each, list) else each for name, each in values.items()
+    }
+    rule = settings.build(kind, values, f"merge rule {arguments.rule}")
+    paths = [Path(path) for path in arguments.paths]
+    ranks = merge_adapters(rule, paths, Path(arguments.out), rank=_count("rank", arguments.rank))
+    if arguments.json:
+        print(json.dumps({"out": arguments.out, "ranks": ranks}))
+    else:
+        print(f"{arguments.out}: an adapter of {len(ranks)} weights, ranks up to {max(ranks.values())}")
     return 0
 
 
@@ -161,7 +261,17 @@ def _bytes(text: str) -> int:
     return int(float(found[1]) * _UNITS[found[2]])
 
 
-def _threads(text: str | None) -> int | None:
+def _count(name: str, text: str | None) -> int | None:
     if text is not None and (not text.isdecimal() or int(text) == 0):
-        raise InputError(f"threads = {text!r} must be a number, at least 1")
+        raise InputError(f"{name} = {text!r} must be a number, at least 1")
     return None if text is None else int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 < share <= 1:
+        raise InputError(f"energy = {text!r} must be a share, above 0 to 1")
+    return share

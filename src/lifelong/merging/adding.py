@@ -10,7 +10,7 @@ from typing import Any
 
 from lifelong.errors import InputError, StateError
 from lifelong.merging import planning, safetensors
-from lifelong.merging.checkpoint import Checkpoint, mapped, open_model
+from lifelong.merging.checkpoint import Checkpoint, Model, open_model
 from lifelong.merging.engine import MANIFEST
 from lifelong.merging.output import RUNNING
 from lifelong.merging.plan import Job, Plan, Source
@@ -80,9 +80,9 @@ def _manifest(folder: Path) -> dict[str, Any]:
         raise StateError(f"{path} is damaged") from None
 
 
-def _stand_ins(recipe: MergeRecipe, manifest: Mapping[str, Any], merged: Checkpoint) -> dict[str, Checkpoint]:
+def _stand_ins(recipe: MergeRecipe, manifest: Mapping[str, Any], merged: Checkpoint) -> dict[str, Model]:
     """Return the merged model for every expert in it, which has the same tensors, and the base from where it was."""
-    found = dict.fromkeys(recipe.names(), merged)
+    found: dict[str, Model] = dict.fromkeys(recipe.names(), merged)
     if recipe.base_model is not None and RULES[recipe.merge_method].takes_base:
         found[recipe.base_model] = open_model(Path(manifest["models"][recipe.base_model]))
     return found
@@ -93,5 +93,5 @@ def _continued(job: Job, running: Checkpoint, new: int) -> Job:
     if not isinstance(job.rule, Folding):
         return job
     parts = [f"{part}:{job.name}" for part in range(job.rule.parts)]
-    state = tuple(Source(RUNNING, part, mapped(running, part)) for part in parts)
+    state = tuple(Source(RUNNING, part, running.values(part)) for part in parts)
     return dataclasses.replace(job, experts=job.experts[-new:], running=state, before=len(job.experts) - new)

@@ -7,18 +7,34 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from lifelong.errors import InputError, closest
 from lifelong.merging import safetensors
 from lifelong.merging.formats import working
+from lifelong.merging.rule import Values
 from lifelong.merging.safetensors import Entry, File
 
 INDEX = "model.safetensors.index.json"
 _SINGLE = ("model.safetensors", "adapter_model.safetensors")
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_model.bin")
+
+
+class Model(Protocol):
+    """The named tensors of a model, on disk or made of what is there."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def files(self) -> tuple[File, ...]: ...
+    @property
+    def config(self) -> Mapping[str, Any]: ...
+    def __iter__(self) -> Iterator[str]: ...
+    def __contains__(self, name: str, /) -> bool: ...
+    def entry(self, name: str) -> Entry: ...
+    def values(self, name: str) -> Values: ...
 
 
 @dataclass(frozen=True)
@@ -48,6 +64,11 @@ class Checkpoint:
     def raw(self, name: str) -> np.ndarray[Any, Any]:
         """Return the numbers of a tensor, flat, in their own format, not yet read from disk."""
         return self.homes[name].raw(name)
+
+    def values(self, name: str) -> Mapped:
+        """Return the numbers of a tensor, to be read as they are needed."""
+        entry = self.entry(name)
+        return Mapped(self.raw(name), entry.dtype, entry.shape)
 
     @functools.cached_property
     def config(self) -> Mapping[str, Any]:
@@ -79,12 +100,6 @@ class Mapped:
     def read(self, start: int, stop: int) -> np.ndarray[Any, Any]:
         """Return the numbers from `start` to `stop`, in float32 (float64 where the file has that)."""
         return self.raw[start:stop].astype(working(self.dtype))
-
-
-def mapped(model: Checkpoint, name: str) -> Mapped:
-    """Return the numbers of the tensor `name` of `model`."""
-    entry = model.entry(name)
-    return Mapped(model.raw(name), entry.dtype, entry.shape)
 
 
 def open_model(path: Path) -> Checkpoint:

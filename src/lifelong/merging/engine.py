@@ -72,15 +72,17 @@ class Watched:
 
     def read(self, start: int, stop: int) -> Any:
         values = self.source.values
-        if isinstance(values, Mapped):
-            for first in range(start, stop, BLOCK):
-                if first not in self.digests:
-                    self._look(values, first, min(first + BLOCK, stop))
-        return values.read(start, stop)
+        read = values.read(start, stop)
+        for first in range(start, stop, BLOCK):
+            if first not in self.digests:
+                last = min(first + BLOCK, stop)
+                # What is on disk as it is there, which is less to look at; what is made of several as it was made.
+                raw = values.raw[first:last] if isinstance(values, Mapped) else read[first - start : last - start]
+                self._look(first, raw, values.dtype if isinstance(values, Mapped) else "F32")
+        return read
 
-    def _look(self, values: Mapped, start: int, stop: int) -> None:
-        raw = values.raw[start:stop]
-        if not self.allow_nonfinite and nonfinite(raw, values.dtype):
+    def _look(self, start: int, raw: np.ndarray[Any, Any], dtype: str) -> None:
+        if not self.allow_nonfinite and nonfinite(raw, dtype):
             raise NonfiniteError(f"{self.source.model}: {self.source.name}")
         self.digests[start] = xxh3_64_intdigest(raw.view(np.uint8).data)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lifelong.errors import InputError
-from lifelong.merging.checkpoint import Checkpoint, mapped
+from lifelong.merging.checkpoint import Model
 from lifelong.merging.formats import floating
 from lifelong.merging.plan import common_names
 from lifelong.merging.rule import Array, Site, Stack
@@ -41,9 +41,9 @@ class Inspected:
 
 
 def inspect(
-    experts: Mapping[str, Checkpoint],
-    base: Checkpoint | None = None,
-    merged: Checkpoint | None = None,
+    experts: Mapping[str, Model],
+    base: Model | None = None,
+    merged: Model | None = None,
     *,
     threads: int | None = None,
 ) -> Iterator[Inspected]:
@@ -77,8 +77,8 @@ def inspect(
             if floating(first.dtype):
                 stack = Stack(
                     name,
-                    None if base is None else mapped(base, name),
-                    [mapped(model, name) for model in every.values()],
+                    None if base is None else base.values(name),
+                    [model.values(name) for model in every.values()],
                     lambda function, sites: list(pool.map(function, sites)),
                 )
                 yield _inspected(stack, len(experts))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lifelong.errors import InputError
-from lifelong.merging.checkpoint import Checkpoint
+from lifelong.merging.checkpoint import Model
 from lifelong.merging.formats import floating
 from lifelong.merging.rule import Rule, Values, name_of
 
@@ -74,7 +74,7 @@ class Plan:
     """
 
     jobs: tuple[Job, ...]
-    models: Mapping[str, Checkpoint]
+    models: Mapping[str, Model]
     carried: Mapping[str, Path | str] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=lambda: {"format": "pt"})
     recipe: Mapping[str, Any] = field(default_factory=dict)
@@ -103,7 +103,7 @@ def check(jobs: Sequence[Job]) -> None:
         raise InputError(f"{len(odd)} tensors have several shapes: {'; '.join(odd)}")
 
 
-def common_names(models: Mapping[str, Checkpoint]) -> list[str]:
+def common_names(models: Mapping[str, Model]) -> list[str]:
     """Return the names of the tensors that all `models` have, in the order of the first one's files.
 
     Raises:

@@ -12,8 +12,9 @@ from typing import Any
 from lifelong import settings
 from lifelong.errors import InputError, closest, unknown
 from lifelong.merging import layers
-from lifelong.merging.checkpoint import Checkpoint, mapped, open_model
+from lifelong.merging.checkpoint import Model, open_model
 from lifelong.merging.formats import named
+from lifelong.merging.lora import is_adapter, with_adapter
 from lifelong.merging.plan import Job, Plan, Source, check, common_names, mergeable
 from lifelong.merging.recipe import MergeRecipe, Parameters, Scalar, Slice, SliceInput, looked_up
 from lifelong.merging.rule import Rule
@@ -51,7 +52,7 @@ class _Tensor:
     names: tuple[str, ...]
 
 
-def plan(recipe: MergeRecipe, folder: Path = Path(), stand_ins: Mapping[str, Checkpoint] | None = None) -> Plan:
+def plan(recipe: MergeRecipe, folder: Path = Path(), stand_ins: Mapping[str, Model] | None = None) -> Plan:
     """Return what `recipe` asks for, checked; nothing has been written, and of the weights only headers were read.
 
     Args:
@@ -68,7 +69,7 @@ def plan(recipe: MergeRecipe, folder: Path = Path(), stand_ins: Mapping[str, Che
     rule = RULES[recipe.merge_method]
     _check_parameters(recipe, rule)
     known = stand_ins or {}
-    models = {name: known.get(name) or open_model(folder / name) for name in recipe.names()}
+    models = {name: known.get(name) or _opened(folder, name) for name in recipe.names()}
     slices = recipe.slices or [_whole(recipe, models)]
     tensors = _tensors(recipe, slices, models)
     jobs = tuple(_job(recipe, rule, tensor, models) for tensor in tensors)
@@ -76,6 +77,17 @@ def plan(recipe: MergeRecipe, folder: Path = Path(), stand_ins: Mapping[str, Che
     donor = models[recipe.base_model or recipe.names()[0]]
     carried = _carried(recipe, slices, donor)
     return Plan(jobs, models, carried, recipe=recipe.model_dump(exclude_defaults=True, mode="json"))
+
+
+def _opened(folder: Path, name: str) -> Model:
+    """Return the model called `name`: a path, or a path and that of an adapter with a plus between them."""
+    path, plus, adapter = name.rpartition("+")
+    if not plus or (folder / name).exists():
+        model = open_model(folder / name)
+        if is_adapter(model):
+            raise InputError(f"{name} is an adapter: write MODEL+{name}, or merge adapters with adapters alone")
+        return model
+    return with_adapter(open_model(folder / path), folder / adapter)
 
 
 def _check_parameters(recipe: MergeRecipe, rule: type[Rule]) -> None:
@@ -98,7 +110,7 @@ def _fields(rule: type[Rule]) -> dict[str, str]:
     return {spelled.get(field.name, field.name): field.name for field in settings.fields(rule)}
 
 
-def _whole(recipe: MergeRecipe, models: Mapping[str, Checkpoint]) -> Slice:
+def _whole(recipe: MergeRecipe, models: Mapping[str, Model]) -> Slice:
     """Return the slice that takes whole models; its layer ranges are not looked at."""
     inputs = [
         SliceInput(model=each.model, parameters=each.parameters, layer_range=(0, 0)) for each in recipe.models or []
@@ -106,7 +118,7 @@ def _whole(recipe: MergeRecipe, models: Mapping[str, Checkpoint]) -> Slice:
     return Slice(sources=inputs)
 
 
-def _tensors(recipe: MergeRecipe, slices: Sequence[Slice], models: Mapping[str, Checkpoint]) -> list[_Tensor]:
+def _tensors(recipe: MergeRecipe, slices: Sequence[Slice], models: Mapping[str, Model]) -> list[_Tensor]:
     if recipe.slices is None:
         names = common_names(models)
         counts = layers.stacks(names)
@@ -115,7 +127,7 @@ def _tensors(recipe: MergeRecipe, slices: Sequence[Slice], models: Mapping[str, 
     return _sliced(slices, models)
 
 
-def _sliced(slices: Sequence[Slice], models: Mapping[str, Checkpoint]) -> list[_Tensor]:
+def _sliced(slices: Sequence[Slice], models: Mapping[str, Model]) -> list[_Tensor]:
     """Return the tensors of a result whose layers are listed slice by slice.
 
     What comes before the layers in the files is of the first slice's models, what comes behind of the last's.
@@ -150,7 +162,7 @@ def _behind(name: str) -> bool:
 
 
 def _of_layer(
-    part: Slice, models: Mapping[str, Checkpoint], mains: Mapping[str, str], layer: int, offset: int, depth: float
+    part: Slice, models: Mapping[str, Model], mains: Mapping[str, str], layer: int, offset: int, depth: float
 ) -> list[_Tensor]:
     """Return the tensors of layer `layer` of the result: those of layer `offset` of the slice."""
     lead = part.sources[0]
@@ -170,7 +182,7 @@ def _of_layer(
     return found
 
 
-def _check_ranges(part: Slice, models: Mapping[str, Checkpoint], mains: Mapping[str, str]) -> None:
+def _check_ranges(part: Slice, models: Mapping[str, Model], mains: Mapping[str, str]) -> None:
     lengths = {source.layer_range[1] - source.layer_range[0] for source in part.sources}
     if len(lengths) > 1:
         raise InputError(f"the sources of a slice must have as many layers each, and have {sorted(lengths)}")
@@ -181,7 +193,7 @@ def _check_ranges(part: Slice, models: Mapping[str, Checkpoint], mains: Mapping[
             raise InputError(f"layer_range [{start}, {stop}] of {source.model}: it has the layers 0 to {count - 1}")
 
 
-def _job(recipe: MergeRecipe, rule: type[Rule], tensor: _Tensor, models: Mapping[str, Checkpoint]) -> Job:
+def _job(recipe: MergeRecipe, rule: type[Rule], tensor: _Tensor, models: Mapping[str, Model]) -> Job:
     base_name = tensor.slice.base_model or recipe.base_model
     listed = list(zip(tensor.slice.sources, tensor.names, strict=True))
     base = None
@@ -189,9 +201,9 @@ def _job(recipe: MergeRecipe, rule: type[Rule], tensor: _Tensor, models: Mapping
         own = next((name for source, name in listed if source.model == base_name), tensor.names[0])
         if own not in models[base_name]:
             raise InputError(f"the base model {base_name} has no tensor {own!r}")
-        base = Source(base_name, own, mapped(models[base_name], own))
+        base = Source(base_name, own, models[base_name].values(own))
         listed = [(source, name) for source, name in listed if source.model != base_name]
-    experts = tuple(Source(each.model, name, mapped(models[each.model], name)) for each, name in listed)
+    experts = tuple(Source(each.model, name, models[each.model].values(name)) for each, name in listed)
     if not experts:
         raise InputError(f"merge method {recipe.merge_method}: no model beside the base is given")
     sources = (*((base,) if base else ()), *experts)
@@ -233,7 +245,7 @@ def _built(method: str, values: tuple[tuple[str, Any], ...]) -> Rule:
     return settings.build(RULES[method], dict(values), f"merge method {method}")
 
 
-def _carried(recipe: MergeRecipe, slices: Sequence[Slice], donor: Checkpoint) -> dict[str, Path | str]:
+def _carried(recipe: MergeRecipe, slices: Sequence[Slice], donor: Model) -> dict[str, Path | str]:
     """Return the files that the result gets from the base or the first model."""
     if not donor.path.is_dir():
         return {}
