@@ -7,6 +7,7 @@ with a digest of their bytes, so that a merge that was killed goes on to the sam
 from __future__ import annotations
 
 import ctypes
+import functools
 import json
 import math
 import os
@@ -29,7 +30,7 @@ from lifelong.merging.formats import DTYPES, floating, nonfinite, working
 from lifelong.merging.in_memory import whole
 from lifelong.merging.output import RUNNING, Output, reserve
 from lifelong.merging.plan import Job, Plan, Source
-from lifelong.merging.rule import BLOCK, Folding, Site, Stack, Values
+from lifelong.merging.rule import BLOCK, Folding, Rule, Site, Stack, Values
 
 # Blocks that one worker takes at a time: enough that handing them over costs nothing.
 _CHUNK = 8
@@ -72,17 +73,17 @@ class Watched:
 
     def read(self, start: int, stop: int) -> Any:
         values = self.source.values
-        read = values.read(start, stop)
-        for first in range(start, stop, BLOCK):
+        size = math.prod(values.shape)
+        for first in range(start - start % BLOCK, stop, BLOCK):
             if first not in self.digests:
-                last = min(first + BLOCK, stop)
-                # What is on disk as it is there, which is less to look at; what is made of several as it was made.
-                raw = values.raw[first:last] if isinstance(values, Mapped) else read[first - start : last - start]
-                self._look(first, raw, values.dtype if isinstance(values, Mapped) else "F32")
-        return read
+                self._look(first, min(first + BLOCK, size))
+        return values.read(start, stop)
 
-    def _look(self, start: int, raw: np.ndarray[Any, Any], dtype: str) -> None:
-        if not self.allow_nonfinite and nonfinite(raw, dtype):
+    def _look(self, start: int, stop: int) -> None:
+        values = self.source.values
+        # What is on disk as it is there, which is less to look at; what is made of several files as it was made.
+        raw = values.raw[start:stop] if isinstance(values, Mapped) else np.asarray(values.read(start, stop), np.float32)
+        if not self.allow_nonfinite and nonfinite(raw, values.dtype if isinstance(values, Mapped) else "F32"):
             raise NonfiniteError(f"{self.source.model}: {self.source.name}")
         self.digests[start] = xxh3_64_intdigest(raw.view(np.uint8).data)
 
@@ -157,7 +158,7 @@ def _merge(
             # A last line that a kill cut off must not swallow the next one.
             log.write("\n")
             todo = [job for job in plan.jobs if job.name not in finished]
-            for line in _run(todo, output, workers, allow_nonfinite, plan.keep_running):
+            for line in _run(plan, todo, output, workers, allow_nonfinite):
                 log.write(json.dumps(line) + "\n")
                 log.flush()
                 finished[line["name"]] = line
@@ -178,14 +179,15 @@ def _merge(
 
 
 def _run(
-    jobs: Sequence[Job], output: Output, workers: int, allow_nonfinite: bool, keep: bool
+    plan: Plan, todo: Sequence[Job], output: Output, workers: int, allow_nonfinite: bool
 ) -> Iterator[dict[str, Any]]:
-    """Run `jobs` and yield the journal's line of each; a few are under way at a time."""
+    """Run the jobs of `plan` left to do and yield the journal's line of each; a few are under way at a time."""
     with ThreadPoolExecutor(workers) as pool:
         pending: deque[tuple[_Running, list[Future[Any]]]] = deque()
         try:
-            for job in jobs:
-                running = _Running(job, output, pool, allow_nonfinite, keep)
+            facts = _surveyed(plan.jobs, pool) if todo else {}
+            for job in todo:
+                running = _Running(job, output, pool, allow_nonfinite, plan.keep_running, facts.get(job.name))
                 pending.append((running, running.start()))
                 while sum(len(futures) for _, futures in pending) > 4 * workers:
                     yield _finish(*pending.popleft())
@@ -217,6 +219,21 @@ def _parts(job: Job) -> int:
     return job.rule.parts if isinstance(job.rule, Folding) else 0
 
 
+def _surveyed(jobs: Sequence[Job], pool: ThreadPoolExecutor) -> dict[str, Any]:
+    """Return what rules must know of the whole model, by the name of the tensor."""
+    groups: dict[tuple[type[Rule], int], list[tuple[Rule, Stack]]] = {}
+    for job in jobs:
+        if job.rule is not None:
+            base = None if job.base is None else job.base.values
+            stack = Stack(job.name, base, [each.values for each in job.experts], functools.partial(_spread, pool))
+            groups.setdefault((type(job.rule), len(job.experts)), []).append((job.rule, stack))
+    found: dict[str, Any] = {}
+    for parts in groups.values():
+        facts = parts[0][0].survey_model(parts)
+        found |= {stack.name: facts for _, stack in parts}
+    return found
+
+
 def _finish(running: _Running, futures: list[Future[Any]]) -> dict[str, Any]:
     for future in futures:
         future.result()
@@ -226,22 +243,24 @@ def _finish(running: _Running, futures: list[Future[Any]]) -> dict[str, Any]:
 class _Running:
     """A job under way."""
 
-    def __init__(self, job: Job, output: Output, pool: ThreadPoolExecutor, allow_nonfinite: bool, keep: bool) -> None:
+    def __init__(
+        self, job: Job, output: Output, pool: ThreadPoolExecutor, allow_nonfinite: bool, keep: bool, model: Any
+    ) -> None:
         self.job, self.output, self.pool, self.keep = job, output, pool, keep
         self.watched = [Watched(source, allow_nonfinite) for source in job.sources]
         self.written: dict[str, dict[int, int]] = {job.name: {}}
         base: Values | None = self.watched[0] if job.base is not None else None
         experts: list[Values] = [*self.watched[0 if job.base is None else 1 :]]
-        self.stack = Stack(job.name, base, experts, self._spread)
+        self.stack = Stack(job.name, base, experts, functools.partial(_spread, pool), model)
         self.facts: Any = None
 
     def start(self) -> list[Future[Any]]:
         """Survey the tensor, then hand its blocks to the workers; they may still be at work when this returns."""
         rule, sites = self.job.rule, self.stack.sites()
-        if rule is not None:
+        if rule is not None and sites:
             self.facts = rule.survey(self.stack)
             if not rule.blockwise:
-                return [self.pool.submit(self._whole)] if sites else []
+                return [self.pool.submit(self._whole)]
         work = self._copy if rule is None else self._fold if self.keep else self._block
         return [self.pool.submit(_each, work, sites[i : i + _CHUNK]) for i in range(0, len(sites), _CHUNK)]
 
@@ -250,13 +269,6 @@ class _Running:
         sources = {each.source.model: each.digest() for each in self.watched if each.digests}
         digests = {name: _combined(written) for name, written in self.written.items()}
         return {"name": self.job.name, "digests": digests, "sources": sources}
-
-    def _spread(self, function: Callable[[Site], Any], sites: Sequence[Site]) -> list[Any]:
-        chunks = [sites[i : i + _CHUNK] for i in range(0, len(sites), _CHUNK)]
-        if len(chunks) <= 1:
-            return [function(site) for site in sites]
-        futures = [self.pool.submit(_each, function, chunk) for chunk in chunks]
-        return [each for future in futures for each in future.result()]
 
     def _block(self, site: Site) -> None:
         base, experts = self.stack.read(site)
@@ -302,6 +314,15 @@ class _Running:
     def _put(self, name: str, start: int, raw: np.ndarray[Any, Any]) -> None:
         self.output.write(name, start * raw.itemsize, raw)
         self.written.setdefault(name, {})[start] = xxh3_64_intdigest(raw.view(np.uint8).data)
+
+
+def _spread(pool: ThreadPoolExecutor, function: Callable[[Site], Any], sites: Sequence[Site]) -> list[Any]:
+    """Apply `function` to each of `sites` on the workers, in order of results."""
+    chunks = [sites[i : i + _CHUNK] for i in range(0, len(sites), _CHUNK)]
+    if len(chunks) <= 1:
+        return _each(function, sites)
+    futures = [pool.submit(_each, function, chunk) for chunk in chunks]
+    return [each for future in futures for each in future.result()]
 
 
 def _each(function: Callable[[Site], Any], sites: Sequence[Site]) -> list[Any]:

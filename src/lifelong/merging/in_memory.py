@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lifelong import settings
@@ -45,10 +45,12 @@ def merge(rule: str | Rule | Function, base: Model | None, experts: Sequence[Mod
     trees = [_tree(each) for each in experts]
     origin = None if base is None else _tree(base)
     _check_names(trees if origin is None else [origin, *trees])
-    merged = {
-        name: _merged(chosen, None if origin is None else origin[name], [tree[name] for tree in trees], name)
+    tensors = {
+        name: (None if origin is None else origin[name], [tree[name] for tree in trees])
         for name in (trees[0] if origin is None else origin)
     }
+    facts = _surveyed(chosen, tensors) if isinstance(chosen, Rule) else None
+    merged = {name: _merged(chosen, *operands, name, facts) for name, operands in tensors.items()}
     if isinstance(template, Mapping):
         return merged  # type: ignore[return-value]
     result = copy.deepcopy(template)
@@ -79,13 +81,27 @@ def _check_names(trees: Sequence[Tree]) -> None:
         raise InputError(f"the models have different tensors ({len(odd)}): {', '.join(odd)}")
 
 
-def _merged(rule: Rule | Function, base: Array | None, experts: Sequence[Array], name: str) -> Array:
+def _surveyed(rule: Rule, tensors: Mapping[str, tuple[Array | None, list[Array]]]) -> Any:
+    """Return what `rule` must know of the whole model."""
+    stacks = [
+        _stack(rule, base, experts, name)
+        for name, (base, experts) in tensors.items()
+        if _fractions(experts[0] if base is None else base)
+    ]
+    return rule.survey_model([(rule, stack) for stack in stacks])
+
+
+def _merged(rule: Rule | Function, base: Array | None, experts: Sequence[Array], name: str, facts: Any) -> Array:
     first = experts[0] if base is None else base
-    if not namespace(first).isdtype(first.dtype, "real floating"):
+    if not _fractions(first):
         return first
     if isinstance(rule, Rule):
-        return merge_tensor(rule, base if rule.takes_base else None, experts, name)
+        return _of_stack(rule, replace(_stack(rule, base, experts, name), model=facts), experts[0])
     return rule(base, experts)
+
+
+def _fractions(array: Array) -> bool:
+    return bool(namespace(array).isdtype(array.dtype, "real floating"))
 
 
 @dataclass(frozen=True)
@@ -107,15 +123,25 @@ class Held:
 
 def merge_tensor(rule: Rule, base: Array | None, experts: Sequence[Array], name: str = "") -> Array:
     """Return the merge of one tensor by `rule`, as `Rule.__call__` describes it."""
+    stack = _stack(rule, base, experts, name)
+    return _of_stack(rule, replace(stack, model=rule.survey_model([(rule, stack)])), experts[0])
+
+
+def _stack(rule: Rule, base: Array | None, experts: Sequence[Array], name: str) -> Stack:
+    """Return the operands of `rule` for one tensor, checked."""
     rule.check(len(experts))
     if rule.needs_base and base is None:
         raise InputError(f"rule {name_of(rule)} needs a base")
     tensors = [*([] if base is None else [base]), *experts]
     if len({tuple(each.shape) for each in tensors}) > 1:
         raise InputError(f"tensor {name!r} has several shapes: {', '.join(str(tuple(t.shape)) for t in tensors)}")
-    first = experts[0]
+    used = base if rule.takes_base else None
+    return Stack(name, None if used is None else Held(used), [Held(each) for each in experts])
+
+
+def _of_stack(rule: Rule, stack: Stack, first: Array) -> Array:
+    """Return the merged tensor, in the dtype of `first`."""
     xp = namespace(first)
-    stack = Stack(name, None if base is None else Held(base), [Held(each) for each in experts])
     merged = merged_blocks(rule, stack)
     whole = xp.concat(merged) if merged else xp.reshape(first, (-1,))
     return xp.astype(xp.reshape(whole, tuple(first.shape)), first.dtype)

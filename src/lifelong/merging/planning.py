@@ -92,7 +92,7 @@ def _opened(folder: Path, name: str) -> Model:
 
 def _check_parameters(recipe: MergeRecipe, rule: type[Rule]) -> None:
     """Refuse parameters that the rule does not have, anywhere in the recipe."""
-    known = {*_fields(rule), *_IGNORED}
+    known = {*_fields(rule), *_IGNORED, *rule.ignored}
     groups: list[Parameters] = [recipe.parameters, *(each.parameters for each in recipe.models or [])]
     for each in recipe.slices or []:
         groups += [each.parameters, *(source.parameters for source in each.sources)]

@@ -6,14 +6,13 @@ among these. Nothing the size of the tensor is ever sorted or stored.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from lifelong.merging.rule import Array, Site, Stack
+from lifelong.merging.rule import Array, Site, Stack, as_numpy
 
 # Standard deviations of the sample's count by which the bracket reaches beyond the rank that is looked for.
 _WIDTH = 5.0
@@ -22,60 +21,65 @@ Numbers = np.ndarray[Any, Any]
 Magnitudes = Callable[[Array | None, list[Array]], Sequence[Array]]
 
 
-def cuts(stack: Stack, magnitudes: Magnitudes, keep: Sequence[int]) -> list[float]:
+def cuts(stack: Stack | Sequence[Stack], magnitudes: Magnitudes, keep: Sequence[int]) -> list[float]:
     """Return, for each kind of magnitude, the k-th largest over the tensor.
 
     Args:
-        stack: the tensor.
+        stack: the tensor; or several, taken as one.
         magnitudes: of one block of the base and the experts, one array for each kind (for instance one an expert), all
             at least 0.
-        keep: k for each kind; 0 gives infinity, the size of the tensor or more gives 0.
+        keep: k for each kind; 0 gives infinity, more than the size of the tensor gives 0.
 
     Returns:
         The least magnitude that is kept: those at least as large are k, or more where several are equal to it.
     """
+    stacks = [stack] if isinstance(stack, Stack) else stack
+    size = sum(each.size for each in stacks)
+    found = {kind: math.inf if k <= 0 else 0.0 for kind, k in enumerate(keep) if not 0 < k <= size}
 
     def numbers(base: Array | None, experts: list[Array]) -> list[Numbers]:
-        return [_numpy(each) for each in magnitudes(base, experts)]
+        return [as_numpy(each) for each in magnitudes(base, experts)]
 
-    sample = _sample(stack, numbers, len(keep))
-    brackets = [_bracket(each, k, stack.size) for each, k in zip(sample, keep, strict=True)]
+    sample = _sample(stacks, numbers, size) if len(found) < len(keep) else []
+    width = _WIDTH
+    while len(found) < len(keep):
+        brackets = {kind: _bracket(sample[kind], k, size, width) for kind, k in enumerate(keep) if kind not in found}
 
-    def look(base: Array | None, experts: list[Array], site: Site) -> list[tuple[int, Numbers]]:
-        return [_within(each, *bracket) for each, bracket in zip(numbers(base, experts), brackets, strict=True)]
+        def look(base: Array | None, experts: list[Array], site: Site) -> dict[int, tuple[int, Numbers]]:
+            every = numbers(base, experts)
+            return {kind: _within(every[kind], *bracket) for kind, bracket in brackets.items()}  # noqa: B023
 
-    seen = stack.map(look)
-    return [
-        _cut([block[kind] for block in seen], k, stack.size, functools.partial(_all, stack, numbers, kind))
-        for kind, k in enumerate(keep)
-    ]
-
-
-def _numpy(array: Array) -> Numbers:
-    return array if isinstance(array, np.ndarray) else array.detach().cpu().numpy()
-
-
-def _sample(stack: Stack, numbers: Callable[..., list[Numbers]], kinds: int) -> list[Numbers]:
-    """Return some numbers of each kind: all of a small tensor, else strided ones of blocks that lie evenly in it."""
-    sites = stack.sites()
-    chosen = sites[:: max(1, len(sites) // 16)]
-    # The sample is sorted, and so is what its bracket holds: this size makes both cheap beside the pass.
-    share = max(1, math.ceil(stack.size ** (2 / 3) / max(1, len(chosen))))
-
-    def some(site: Site) -> list[Numbers]:
-        # A stride that shares no factor with the widths of layers, or a sample would be of a few columns.
-        return [each[:: max(1, (len(each) // share) | 1)] for each in numbers(*stack.read(site))]
-
-    found = [some(site) for site in chosen]
-    return [np.sort(np.concatenate([each[kind] for each in found])) if found else np.empty(0) for kind in range(kinds)]
+        seen = [block for each in stacks for block in each.map(look)]
+        for kind, bracket in brackets.items():
+            cut = _cut([block[kind] for block in seen], keep[kind])
+            if cut is None and bracket == (0.0, math.inf):
+                cut = 0.0  # fewer numbers than k: the others are none
+            if cut is not None:
+                found[kind] = cut
+        # Where the sample misled, another pass with a wider bracket finds it; in the end it spans everything.
+        width *= 4
+    return [found[kind] for kind in range(len(keep))]
 
 
-def _bracket(ordered: Numbers, k: int, size: int) -> tuple[float, float]:
+def _sample(stacks: Sequence[Stack], numbers: Callable[..., list[Numbers]], size: int) -> list[Numbers]:
+    """Return some numbers of each kind, sorted: all of small tensors, else strided ones of blocks evenly in them."""
+    # The sample is sorted, and so is what its bracket holds: this share makes both cheap beside the pass.
+    share = size ** (-1 / 3)
+    found = []
+    for stack in stacks:
+        sites = stack.sites()
+        chosen = sites[:: max(1, len(sites) // 16)]
+        wanted = max(1, math.ceil(stack.size * share / max(1, len(chosen))))
+        for site in chosen:
+            # A stride that shares no factor with the widths of layers, or a sample would be of a few columns.
+            found.append([each[:: max(1, (len(each) // wanted) | 1)] for each in numbers(*stack.read(site))])
+    return [np.sort(np.concatenate(kind)) for kind in zip(*found, strict=True)]
+
+
+def _bracket(ordered: Numbers, k: int, size: int, width: float) -> tuple[float, float]:
     """Return limits that the k-th largest of `size` numbers very probably lies between, from a sorted sample."""
-    if k <= 0 or k >= size or ordered.size == 0:
-        return math.inf, math.inf
     share = 1 - k / size
-    spread = _WIDTH * math.sqrt(share * (1 - share) * ordered.size) + 1
+    spread = width * math.sqrt(share * (1 - share) * ordered.size) + 1
     low, high = math.floor(share * ordered.size - spread), math.ceil(share * ordered.size + spread)
     return (
         float(ordered[low]) if low >= 0 else 0.0,
@@ -86,24 +90,13 @@ def _bracket(ordered: Numbers, k: int, size: int) -> tuple[float, float]:
 def _within(values: Numbers, low: float, high: float) -> tuple[int, Numbers]:
     """Return how many of `values` are above `high`, and those from `low` to `high`."""
     above = values > high
-    count = int(np.count_nonzero(above))
-    if low == high == math.inf:
-        return count, values[:0]
-    return count, values[np.flatnonzero((values >= low) ^ above)]
+    return int(np.count_nonzero(above)), values[np.flatnonzero((values >= low) ^ above)]
 
 
-def _cut(seen: Sequence[tuple[int, Numbers]], k: int, size: int, everything: Callable[[], Numbers]) -> float:
-    if k <= 0:
-        return math.inf
-    if k >= size:
-        return 0.0
+def _cut(seen: Sequence[tuple[int, Numbers]], k: int) -> float | None:
+    """Return the k-th largest, or None where it is not in the bracket."""
     rank = k - sum(count for count, _ in seen)
     inside = np.concatenate([values for _, values in seen])
     if not 0 < rank <= inside.size:
-        # The sample misled: not probable, and then exactness costs a whole tensor once.
-        inside, rank = everything(), k
+        return None
     return float(np.partition(inside, inside.size - rank)[inside.size - rank])
-
-
-def _all(stack: Stack, numbers: Callable[..., list[Numbers]], kind: int) -> Numbers:
-    return np.concatenate(stack.map(lambda base, experts, site: numbers(base, experts)[kind]))

@@ -61,12 +61,14 @@ class Stack:
         base: its numbers in the base.
         experts: its numbers in each expert.
         mapper: applies a function to every block and returns what it gave in order, perhaps on several cores.
+        model: what `Rule.survey_model` found in the whole model.
     """
 
     name: str
     base: Values | None
     experts: Sequence[Values]
     mapper: Mapper[Any] = one_by_one
+    model: Any = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -102,7 +104,8 @@ class Rule:
     or makes use of one that is given instead of merging it as one more expert (`takes_base`), how many experts
     (`least`, `most`; None: any number), whether it works block by block (`blockwise`) or on whole tensors, whether the
     order of experts does not matter (`symmetric`), which settings are one number for all experts or one for each
-    (`per_expert`), and how recipes spell settings whose names are no names in Python (`spelled`).
+    (`per_expert`), how recipes spell settings that have another name here (`spelled`), and which parameters that
+    mergekit's method has change nothing here, with the reason (`ignored`).
 
     A blockwise rule defines `merge`, and `survey` where it must know something of the whole tensor first, such as a
     norm or a quantile. A rule that cannot be cut into blocks sets `blockwise = False`, and its `merge` gets whole
@@ -119,6 +122,7 @@ class Rule:
     symmetric: ClassVar[bool] = True
     per_expert: ClassVar[tuple[str, ...]] = ()
     spelled: ClassVar[Mapping[str, str]] = {}
+    ignored: ClassVar[Mapping[str, str]] = {}
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -137,6 +141,15 @@ class Rule:
                     f"rule {name_of(self)}: {setting} has {len(values)} numbers for {experts} experts: give one for "
                     f"each, or one for all"
                 )
+
+    def survey_model(self, parts: Sequence[tuple[Rule, Stack]]) -> Any:
+        """Return what `survey` must know of the whole model; it finds it in `Stack.model`. None by default.
+
+        Args:
+            parts: every tensor that a rule of this kind merges from as many experts, with the rule: settings may
+                differ from tensor to tensor.
+        """
+        return None
 
     def survey(self, stack: Stack) -> Any:
         """Return what `merge` must know of the whole tensor, from passes over its blocks; None by default."""
@@ -225,6 +238,16 @@ def namespace(array: Array) -> Any:
     if kind not in _NAMESPACES:
         _NAMESPACES[kind] = array_namespace(array)
     return _NAMESPACES[kind]
+
+
+def as_numpy(array: Array) -> np.ndarray[Any, Any]:
+    """Return the numbers of `array` as NumPy has them, in the same memory where that is possible."""
+    return array if isinstance(array, np.ndarray) else array.detach().cpu().numpy()
+
+
+def like(numbers: np.ndarray[Any, Any], array: Array) -> Array:
+    """Return `numbers` in the library, and on the device, of `array`."""
+    return numbers if isinstance(array, np.ndarray) else namespace(array).asarray(numbers, device=array.device)
 
 
 def choose(mask: Array, chosen: Array, other: Array) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from lifelong.errors import InputError
 from lifelong.merging.rule import Array, Folding
@@ -44,3 +44,18 @@ def added(state: list[Array], array: Array, weight: float) -> Array:
         return array
     state[0] += array
     return state[0]
+
+
+def weighted_sum(arrays: list[Array], weights: list[Any]) -> Array:
+    """Return `sum_t w_t a_t`, in the memory of the first array; all of them are changed.
+
+    Args:
+        arrays: at least one.
+        weights: a number for each, or an array like it.
+    """
+    total = arrays[0]
+    total *= weights[0]
+    for each, weight in zip(arrays[1:], weights[1:], strict=True):
+        each *= weight
+        total += each
+    return total

@@ -14,8 +14,8 @@ from lifelong.settings import setting
 class MagMax(Folding):
     """Keep, number by number, the change of largest magnitude: `theta_0 + lambda tau_m`, `m = argmax_t |tau_t|`.
 
-    Marczak et al. 2024 (2407.06322) fine-tune the experts one after another and use lambda = 0.5; on experts trained
-    apart it is their control MaxAbs. Where magnitudes are equal the later expert has it.
+    Marczak et al. 2024 (2407.06322) fine-tune the experts one after another and use lambda = 0.5; for experts trained
+    apart see `MaxAbs`. Where magnitudes are equal the later expert has it.
     """
 
     family: ClassVar[str] = "task vectors"
@@ -35,3 +35,13 @@ class MagMax(Folding):
         merged = state[0] * self.scale
         merged += base
         return merged
+
+
+@dataclass(frozen=True)
+class MaxAbs(MagMax):
+    """MagMax of experts that were trained apart, each from the base: the control of Marczak et al. 2024 (2407.06322).
+
+    What differs is how the experts came to be, and that lambda is 1.
+    """
+
+    scale: float = setting(1.0, "lambda, the scale of the merged task vector")

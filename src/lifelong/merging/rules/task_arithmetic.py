@@ -11,6 +11,8 @@ from lifelong.merging.rule import Array, Folding
 from lifelong.merging.rules.linear import added
 from lifelong.settings import setting
 
+INT8_MASK = "the format of masks, which saves memory there; here they are no larger than a block"
+
 
 @dataclass(frozen=True)
 class TaskArithmetic(Folding):
@@ -23,6 +25,11 @@ class TaskArithmetic(Folding):
     paper: ClassVar[str] = "2212.04089"
     needs_base: ClassVar[bool] = True
     spelled: ClassVar[Mapping[str, str]] = {"lambda": "scale"}
+    ignored: ClassVar[Mapping[str, str]] = {
+        "int8_mask": INT8_MASK,
+        "density": "task arithmetic drops nothing, in mergekit either",
+        "rescale": "task arithmetic drops nothing, in mergekit either",
+    }
     per_expert: ClassVar[tuple[str, ...]] = ("weight",)
 
     weight: float | tuple[float, ...] = setting(1.0, "of each expert, or one for all")
@@ -31,7 +38,8 @@ class TaskArithmetic(Folding):
 
     def check(self, experts: int) -> None:
         super().check(experts)
-        if self.normalize and sum(self.each("weight", experts)) == 0:
+        weights = self.each("weight", experts)
+        if self.normalize and any(weights) and abs(sum(weights)) < 1e-8:
             raise InputError("rule task_arithmetic: the weights sum to zero, and normalize would divide by it")
 
     def fold(self, state: list[Array], base: Array | None, expert: Array, index: int) -> list[Array]:
@@ -39,7 +47,8 @@ class TaskArithmetic(Folding):
         return [added(state, expert, self.of_expert("weight", index))]
 
     def finish(self, state: list[Array], base: Array | None, experts: int) -> Array:
-        scale = self.scale / (sum(self.each("weight", experts)) if self.normalize else 1.0)
+        # No weight at all, as a filter may have it for some tensors, leaves the base.
+        scale = self.scale / ((sum(self.each("weight", experts)) or 1.0) if self.normalize else 1.0)
         merged = state[0] * scale
         merged += base
         return merged

@@ -2,81 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from lifelong.merging.quantile import cuts
 from lifelong.merging.rule import Array, Rule, Site, Stack, namespace
+from lifelong.merging.rules.sparsified import Sparsified
 from lifelong.merging.rules.task_arithmetic import task_vectors
 from lifelong.settings import setting
 
 
 @dataclass(frozen=True)
-class TIES(Rule):
+class TIES(Sparsified):
     """Average, number by number, the trimmed task vectors that agree with the elected sign.
 
     Yadav et al. 2023, 2306.01708. Trim: of each task vector keep the share `density` of largest magnitude, over the
-    tensor. Elect: the sign of `sum_t w_t tau_t`. Merge: `theta_0 + lambda sum_{t in A} w_t tau_t / sum_{t in A} w_t`
-    over the experts A whose trimmed number has the elected sign.
+    tensor or, as the authors do, over the whole model. Elect: the sign of `sum_t w_t tau_t`. Merge:
+    `theta_0 + lambda sum_{t in A} w_t tau_t / sum_{t in A} w_t` over the experts A whose trimmed number has the elected
+    sign. They keep 20 % (`density` 0.2); 1 trims nothing.
 
     Numbers equal to the least one kept are all kept: coarse formats have many, and no order among them is better.
     """
 
-    family: ClassVar[str] = "task vectors"
     paper: ClassVar[str] = "2306.01708"
-    needs_base: ClassVar[bool] = True
-    spelled: ClassVar[Mapping[str, str]] = {"lambda": "scale"}
-    per_expert: ClassVar[tuple[str, ...]] = ("weight", "density")
+    elects: ClassVar[bool] = True
 
-    density: float | tuple[float, ...] = setting(0.2, "share of each task vector that is kept, 0 to 1", ge=0, le=1)
-    weight: float | tuple[float, ...] = setting(1.0, "of each expert, or one for all")
     normalize: bool = setting(True, "divide by the weights of the experts that agree")
-    scale: float = setting(1.0, "lambda, the scale of the merged task vector")
+    trim: Literal["tensor", "model"] = setting("tensor", "what `density` is a share of: each tensor, or the model")
 
-    def survey(self, stack: Stack) -> list[float]:
+    def survey_model(self, parts: Sequence[tuple[Rule, Stack]]) -> list[float] | None:
+        """Return the least magnitude of each expert that is kept, over the tensors that are trimmed together."""
+        joined = [(rule, stack) for rule, stack in parts if isinstance(rule, TIES) and rule.trim == "model"]
+        if not joined:
+            return None
+        stacks = [stack for _, stack in joined]
+        size = sum(stack.size for stack in stacks)
+        counts = [
+            [density * stack.size for density in rule.each("density", len(stack.experts))] for rule, stack in joined
+        ]
+        return cuts(
+            stacks, magnitudes, [share_of(size, sum(each) / max(1, size)) for each in zip(*counts, strict=True)]
+        )
+
+    def limits(self, stack: Stack) -> list[float]:
         """Return the least magnitude that is kept of each expert."""
-        keep = [round(density * stack.size) for density in self.each("density", len(stack.experts))]
-        return cuts(stack, _magnitudes, keep)
+        if self.trim == "model":
+            assert stack.model is not None
+            return list(stack.model)
+        densities = self.each("density", len(stack.experts))
+        return cuts(stack, magnitudes, [share_of(stack.size, density) for density in densities])
 
-    def merge(self, base: Array | None, experts: list[Array], facts: Any, site: Site) -> Array:
-        weights = self.each("weight", len(experts))
-        trimmed = task_vectors(base, experts)
-        for each, cut, weight in zip(trimmed, facts, weights, strict=True):
-            each *= namespace(each).abs(each) >= cut
-            if weight != 1:
-                each *= weight
-        merged = agreeing(trimmed, weights, self.normalize)
-        merged *= self.scale
-        merged += base
-        return merged
+    def sparsify(self, vectors: list[Array], limits: Any, site: Site) -> None:
+        for each, cut in zip(vectors, limits, strict=True):
+            if cut > 0:
+                each *= namespace(each).abs(each) >= cut
 
 
-def agreeing(weighted: list[Array], weights: list[float], normalize: bool) -> Array:
-    """Return the sum of the weighted task vectors that have the sign of their sum, by their weights if `normalize`."""
-    xp = namespace(weighted[0])
-    total = xp.zeros_like(weighted[0])
-    for each in weighted:
-        total += each
-    elected = xp.astype(total >= 0, total.dtype)
-    elected *= 2
-    elected -= 1
-    merged, mass = xp.zeros_like(total), xp.zeros_like(total)
-    for each, weight in zip(weighted, weights, strict=True):
-        each *= elected
-        # Positive where it agrees, and 0 where it was trimmed.
-        agrees = xp.astype(each > 0, total.dtype)
-        each *= agrees
-        merged += each
-        if normalize:
-            agrees *= abs(weight)
-            mass += agrees
-    merged *= elected
-    if normalize:
-        mass += xp.astype(mass == 0, mass.dtype)
-        merged /= mass
-    return merged
+def share_of(size: int, density: float) -> int:
+    """Return how many of `size` numbers a density keeps: rounded down, but one at least unless it is 0.
+
+    Of all numbers that is one more than there are, for which no cut has to be looked for.
+    """
+    if density >= 1:
+        return size + 1
+    return max(int(density * size), 1 if density > 0 else 0)
 
 
-def _magnitudes(base: Array | None, experts: list[Array]) -> list[Array]:
+def magnitudes(base: Array | None, experts: list[Array]) -> list[Array]:
+    """Return the magnitudes of one block of the task vectors."""
     return [namespace(each).abs(each) for each in task_vectors(base, experts)]
