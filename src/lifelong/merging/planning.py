@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 
 from lifelong import settings
 from lifelong.errors import InputError, closest, unknown
-from lifelong.merging import layers
+from lifelong.merging import layers, vocabulary
 from lifelong.merging.checkpoint import Model, open_model
 from lifelong.merging.formats import named
 from lifelong.merging.lora import is_adapter, with_adapter
@@ -19,6 +20,7 @@ from lifelong.merging.plan import Job, Plan, Source, check, common_names, mergea
 from lifelong.merging.recipe import MergeRecipe, Parameters, Scalar, Slice, SliceInput, looked_up
 from lifelong.merging.rule import Rule
 from lifelong.merging.rules import RULES
+from lifelong.merging.vocabulary import Alignment
 
 # Files of a model that its answers depend on, besides weights and config.
 CARRIED = (
@@ -37,6 +39,8 @@ CARRIED = (
     "processor_config.json",
     "video_preprocessor_config.json",
 )
+
+_VOCABULARIES = ("tokenizer.model", "merges.txt", "vocab.json", "vocab.txt", "added_tokens.json")
 
 # Settings of mergekit that say how it computes and change nothing of ours.
 _IGNORED = ("int8_mask",)
@@ -72,10 +76,11 @@ def plan(recipe: MergeRecipe, folder: Path = Path(), stand_ins: Mapping[str, Mod
     models = {name: known.get(name) or _opened(folder, name) for name in recipe.names()}
     slices = recipe.slices or [_whole(recipe, models)]
     tensors = _tensors(recipe, slices, models)
-    jobs = tuple(_job(recipe, rule, tensor, models) for tensor in tensors)
+    aligned = vocabulary.alignment(recipe, models)
+    jobs = tuple(_job(recipe, rule, tensor, models, aligned) for tensor in tensors)
     check(jobs)
     donor = models[recipe.base_model or recipe.names()[0]]
-    carried = _carried(recipe, slices, donor)
+    carried = _carried(recipe, slices, donor, aligned) | vocabulary.chat_template(recipe, models)
     return Plan(jobs, models, carried, recipe=recipe.model_dump(exclude_defaults=True, mode="json"))
 
 
@@ -193,7 +198,13 @@ def _check_ranges(part: Slice, models: Mapping[str, Model], mains: Mapping[str, 
             raise InputError(f"layer_range [{start}, {stop}] of {source.model}: it has the layers 0 to {count - 1}")
 
 
-def _job(recipe: MergeRecipe, rule: type[Rule], tensor: _Tensor, models: Mapping[str, Model]) -> Job:
+def _job(
+    recipe: MergeRecipe,
+    rule: type[Rule],
+    tensor: _Tensor,
+    models: Mapping[str, Model],
+    aligned: Alignment | None,
+) -> Job:
     base_name = tensor.slice.base_model or recipe.base_model
     listed = list(zip(tensor.slice.sources, tensor.names, strict=True))
     base = None
@@ -212,8 +223,19 @@ def _job(recipe: MergeRecipe, rule: type[Rule], tensor: _Tensor, models: Mapping
     if not mergeable(sources, dtypes):
         # Counters and masks: the base's, or the first model's, bit for bit.
         return Job(tensor.name, dtypes[0], None, None, sources[:1])
+    if aligned is not None:
+        base = base and _aligned(base, sources, models, aligned)
+        experts = tuple(_aligned(each, sources, models, aligned) for each in experts)
     made = _rule(recipe, rule, tensor, listed)
     return Job(tensor.name, named(wanted) if wanted else dtypes[0], made, base, experts)
+
+
+def _aligned(source: Source, sources: Sequence[Source], models: Mapping[str, Model], aligned: Alignment) -> Source:
+    """Return `source` in the vocabulary of the result, if its tensor has a row for each token."""
+    if not aligned.concerns({each.model: each.values.shape for each in sources}):
+        return source
+    every = {name: model.values(source.name) for name, model in models.items() if source.name in model}
+    return dataclasses.replace(source, values=aligned.realigned(source.model, every))
 
 
 def _rule(recipe: MergeRecipe, rule: type[Rule], tensor: _Tensor, listed: Sequence[tuple[SliceInput, str]]) -> Rule:
@@ -245,12 +267,18 @@ def _built(method: str, values: tuple[tuple[str, Any], ...]) -> Rule:
     return settings.build(RULES[method], dict(values), f"merge method {method}")
 
 
-def _carried(recipe: MergeRecipe, slices: Sequence[Slice], donor: Model) -> dict[str, Path | str]:
+def _carried(
+    recipe: MergeRecipe, slices: Sequence[Slice], donor: Model, aligned: Alignment | None
+) -> dict[str, Path | str]:
     """Return the files that the result gets from the base or the first model."""
     if not donor.path.is_dir():
         return {}
     carried: dict[str, Path | str] = {name: donor.path / name for name in CARRIED if (donor.path / name).is_file()}
     config = dict(donor.config)
+    if aligned is not None:
+        # Other files of a tokenizer would speak of another vocabulary than the one that it has now.
+        carried = {name: each for name, each in carried.items() if name not in _VOCABULARIES} | dict(aligned.carried)
+        config |= {"vocab_size": aligned.rows} if "vocab_size" in config else {}
     if config:
         if recipe.slices is not None:
             taken = [layer for each in slices for layer in range(*each.sources[0].layer_range)]
