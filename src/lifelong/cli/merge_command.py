@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
 import sys
@@ -30,12 +31,18 @@ def configure(parser: Parser) -> None:
         "       lifelong merge --rule RULE [--base MODEL] MODEL MODEL ... --out OUT [--rule.SETTING VALUE] [options]\n"
         "       lifelong merge --into DIR MODEL ... [--rule.SETTING VALUE] [options]\n"
         "       lifelong merge inspect MODEL MODEL ... [--base MODEL] [--merged MODEL] [--json]\n"
+        "       lifelong merge search RECIPE.yml --evaluate COMMAND --out OUT [--trials N] [--sampler tpe|cma]\n"
         "       lifelong merge extract BASE TUNED --out ADAPTER [--rank N | --energy SHARE]"
     )
     parser.add_argument("paths", nargs="*", metavar="PATH", help="a recipe as mergekit has it, and OUT; or models")
     parser.add_argument("--rule", help="how to merge, where there is no recipe; `lifelong list rules` shows them")
     parser.add_argument("--base", metavar="MODEL", help="the model that the others were fine-tuned from")
     parser.add_argument("--out", metavar="OUT", help="folder for the result; it must not exist")
+    parser.add_argument("--evaluate", metavar="COMMAND", help="search: prints how good the model in the folder {} is")
+    parser.add_argument("--trials", metavar="N", default="50", help="search: merges to try (default 50)")
+    parser.add_argument("--minimize", action="store_true", help="search: smaller scores are better")
+    parser.add_argument("--sampler", default="tpe", metavar="tpe|cma", help="search: how to draw (default tpe)")
+    parser.add_argument("--seed", default="0", metavar="N", help="search: of the sampler (default 0)")
     parser.add_argument("--merged", metavar="MODEL", help="inspect: a merge of the models, to see what it kept of each")
     parser.add_argument("--rank", metavar="N", help="of an adapter that is extracted or merged")
     parser.add_argument(
@@ -59,8 +66,9 @@ def main(arguments: Namespace) -> int:
     """Merge; returns the exit status."""
     from lifelong.merging import engine
 
-    if arguments.paths[:1] in (["inspect"], ["extract"]):
-        return (_inspect if arguments.paths[0] == "inspect" else _extract)(arguments)
+    others = {"inspect": _inspect, "extract": _extract, "search": _search}
+    if arguments.paths and arguments.paths[0] in others:
+        return others[arguments.paths[0]](arguments)
     if (
         arguments.rule
         and arguments.paths
@@ -141,6 +149,71 @@ def _extract(arguments: Namespace) -> int:
     if found.left_out:
         print(f"changed and not in it: {', '.join(found.left_out)}")
     return 0
+
+
+def _search(arguments: Namespace) -> int:
+    """Try merges against a command that evaluates them."""
+    from lifelong.merging.search import front, search
+    from lifelong.yaml_file import read_yaml
+
+    if len(arguments.paths) != 2 or arguments.out is None or arguments.evaluate is None:
+        raise InputError("search takes a recipe, --evaluate and --out")
+    if "{}" not in arguments.evaluate:
+        raise InputError("--evaluate must say with {} where the folder of the merged model goes")
+    running = search(
+        read_yaml(Path(arguments.paths[1])),
+        functools.partial(_evaluated, arguments.evaluate),
+        Path(arguments.out),
+        trials=_count("trials", arguments.trials) or 1,
+        minimize=arguments.minimize,
+        sampler=arguments.sampler,
+        seed=int(arguments.seed) if arguments.seed.isdecimal() else _refuse_seed(arguments.seed),
+        resume=arguments.resume,
+    )
+    found = []
+    for each in running:
+        found.append(each)
+        scores = ", ".join(f"{name} {score:.4g}" for name, score in each.scores.items())
+        print(f"trial {each.number}: {scores}", file=sys.stderr)
+    best = front(found, arguments.minimize)
+    if arguments.json:
+        print(json.dumps({"out": arguments.out, "best": [dataclasses.asdict(each) for each in best]}))
+    else:
+        print(
+            f"{arguments.out}: {len(found)} merges tried now, best {', '.join(f'best-{each.number}' for each in best)}"
+        )
+    return 0
+
+
+def _refuse_seed(text: str) -> int:
+    raise InputError(f"seed = {text!r} must be a number, at least 0")
+
+
+def _evaluated(command: str, model: Path) -> dict[str, float]:
+    """Run an evaluation and return its scores: the last line that it prints, a number or a JSON mapping of numbers."""
+    import shlex
+    import subprocess
+
+    words = [word.replace("{}", str(model)) for word in shlex.split(command)]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise InputError(f"the evaluation cannot be run: {error}") from None
+    lines = done.stdout.split("\n") if done.returncode == 0 else []
+    last = next((line for line in reversed(lines) if line.strip()), "")
+    try:
+        found = json.loads(last)
+        return (
+            {str(name): float(each) for name, each in found.items()}
+            if isinstance(found, dict)
+            else {"score": float(found)}
+        )
+    except (ValueError, TypeError):
+        said = " ".join((done.stderr or done.stdout).split())[-200:]
+        raise InputError(
+            f"the evaluation must end in a number or a JSON mapping of numbers; it ended with status "
+            f"{done.returncode}: {said}"
+        ) from None
 
 
 def _merge_adapters(arguments: Namespace) -> int:
