@@ -251,7 +251,9 @@ class _Running:
         self.written: dict[str, dict[int, int]] = {job.name: {}}
         base: Values | None = self.watched[0] if job.base is not None else None
         experts: list[Values] = [*self.watched[0 if job.base is None else 1 :]]
-        self.stack = Stack(job.name, base, experts, functools.partial(_spread, pool), model)
+        statistics = [Watched(source, allow_nonfinite) for source in job.statistics]
+        self.stack = Stack(job.name, base, experts, functools.partial(_spread, pool), model, statistics)
+        self.watched += statistics
         self.facts: Any = None
 
     def start(self) -> list[Future[Any]]:
@@ -380,7 +382,7 @@ def _all_nonfinite(plan: Plan) -> str:
     """Return one line that names every input tensor with infinities or NaN, and how many."""
     found: list[str] = []
     for job in plan.jobs:
-        for source in job.sources:
+        for source in (*job.sources, *job.statistics):
             values = source.values
             if isinstance(values, Mapped):
                 count = sum(

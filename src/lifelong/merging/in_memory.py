@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from lifelong import settings
 from lifelong.errors import InputError, unknown
 from lifelong.merging.rule import Array, Rule, Site, Stack, name_of, namespace
+from lifelong.merging.statistics import of_tensors
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,7 +20,14 @@ Function = Callable[[Array | None, Sequence[Array]], Array]
 Model = TypeVar("Model", bound="nn.Module | Tree")
 
 
-def merge(rule: str | Rule | Function, base: Model | None, experts: Sequence[Model], **values: Any) -> Model:
+def merge(
+    rule: str | Rule | Function,
+    base: Model | None,
+    experts: Sequence[Model],
+    *,
+    statistics: Sequence[Tree] | None = None,
+    **values: Any,
+) -> Model:
     """Return one model out of several, of the kind that was given.
 
     Args:
@@ -27,6 +35,8 @@ def merge(rule: str | Rule | Function, base: Model | None, experts: Sequence[Mod
             tensor of the base (or None) and of each expert.
         base: the model that the experts were fine-tuned from, or None: a module, or a dict of tensors.
         experts: models of the same names and shapes, each as `base` is.
+        statistics: of each expert, for a rule that needs them: importances for `fisher`, Gram matrices for `regmean`
+            (`lifelong.merging.collect`).
         values: settings of a rule given by name, such as `density=0.2`, or `weight=(1.0, 0.5)` for one an expert.
 
     Returns:
@@ -36,7 +46,7 @@ def merge(rule: str | Rule | Function, base: Model | None, experts: Sequence[Mod
 
     Raises:
         InputError: an unknown rule or setting, models of different tensors (all are named), or no base for a rule that
-            needs one.
+            needs one, or no statistics for one that needs these.
     """
     if not experts:
         raise InputError("give at least one model to merge")
@@ -45,8 +55,9 @@ def merge(rule: str | Rule | Function, base: Model | None, experts: Sequence[Mod
     trees = [_tree(each) for each in experts]
     origin = None if base is None else _tree(base)
     _check_names(trees if origin is None else [origin, *trees])
+    known = of_tensors(chosen, statistics, len(experts))
     tensors = {
-        name: (None if origin is None else origin[name], [tree[name] for tree in trees])
+        name: (None if origin is None else origin[name], [tree[name] for tree in trees], known(name))
         for name in (trees[0] if origin is None else origin)
     }
     facts = _surveyed(chosen, tensors) if isinstance(chosen, Rule) else None
@@ -81,22 +92,29 @@ def _check_names(trees: Sequence[Tree]) -> None:
         raise InputError(f"the models have different tensors ({len(odd)}): {', '.join(odd)}")
 
 
-def _surveyed(rule: Rule, tensors: Mapping[str, tuple[Array | None, list[Array]]]) -> Any:
+def _surveyed(rule: Rule, tensors: Mapping[str, tuple[Array | None, list[Array], list[Array]]]) -> Any:
     """Return what `rule` must know of the whole model."""
     stacks = [
-        _stack(rule, base, experts, name)
-        for name, (base, experts) in tensors.items()
+        _stack(rule, base, experts, name, known)
+        for name, (base, experts, known) in tensors.items()
         if _fractions(experts[0] if base is None else base)
     ]
     return rule.survey_model([(rule, stack) for stack in stacks])
 
 
-def _merged(rule: Rule | Function, base: Array | None, experts: Sequence[Array], name: str, facts: Any) -> Array:
+def _merged(
+    rule: Rule | Function,
+    base: Array | None,
+    experts: Sequence[Array],
+    statistics: Sequence[Array],
+    name: str,
+    facts: Any,
+) -> Array:
     first = experts[0] if base is None else base
     if not _fractions(first):
         return first
     if isinstance(rule, Rule):
-        return _of_stack(rule, replace(_stack(rule, base, experts, name), model=facts), experts[0])
+        return _of_stack(rule, replace(_stack(rule, base, experts, name, statistics), model=facts), experts[0])
     return rule(base, experts)
 
 
@@ -121,13 +139,15 @@ class Held:
         return xp.astype(piece, xp.float64 if piece.dtype == xp.float64 else xp.float32, copy=True)
 
 
-def merge_tensor(rule: Rule, base: Array | None, experts: Sequence[Array], name: str = "") -> Array:
+def merge_tensor(
+    rule: Rule, base: Array | None, experts: Sequence[Array], name: str = "", statistics: Sequence[Array] = ()
+) -> Array:
     """Return the merge of one tensor by `rule`, as `Rule.__call__` describes it."""
-    stack = _stack(rule, base, experts, name)
+    stack = _stack(rule, base, experts, name, statistics)
     return _of_stack(rule, replace(stack, model=rule.survey_model([(rule, stack)])), experts[0])
 
 
-def _stack(rule: Rule, base: Array | None, experts: Sequence[Array], name: str) -> Stack:
+def _stack(rule: Rule, base: Array | None, experts: Sequence[Array], name: str, statistics: Sequence[Array]) -> Stack:
     """Return the operands of `rule` for one tensor, checked."""
     rule.check(len(experts))
     if rule.needs_base and base is None:
@@ -136,7 +156,9 @@ def _stack(rule: Rule, base: Array | None, experts: Sequence[Array], name: str) 
     if len({tuple(each.shape) for each in tensors}) > 1:
         raise InputError(f"tensor {name!r} has several shapes: {', '.join(str(tuple(t.shape)) for t in tensors)}")
     used = base if rule.takes_base else None
-    return Stack(name, None if used is None else Held(used), [Held(each) for each in experts])
+    origin = None if used is None else Held(used)
+    known = [Held(each) for each in statistics]
+    return Stack(name, origin, [Held(each) for each in experts], statistics=known)
 
 
 def _of_stack(rule: Rule, stack: Stack, first: Array) -> Array:

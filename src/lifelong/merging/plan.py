@@ -40,6 +40,7 @@ class Job:
         experts: the tensor of every expert, all of the shape of the base.
         running: the state that experts before these have left, for a rule that takes them in one at a time.
         before: how many experts those were.
+        statistics: what the rule's `statistic` is of the tensor in each expert; none where none of them has it.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Job:
     experts: tuple[Source, ...]
     running: tuple[Source, ...] = ()
     before: int = 0
+    statistics: tuple[Source, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:

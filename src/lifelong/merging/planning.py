@@ -15,11 +15,12 @@ from lifelong.errors import InputError, closest, unknown
 from lifelong.merging import layers, vocabulary
 from lifelong.merging.checkpoint import Model, open_model
 from lifelong.merging.formats import named
-from lifelong.merging.lora import is_adapter, with_adapter
+from lifelong.merging.lora import AdaptedModel, is_adapter, with_adapter
 from lifelong.merging.plan import Job, Plan, Source, check, common_names, mergeable
 from lifelong.merging.recipe import MergeRecipe, Parameters, Scalar, Slice, SliceInput, looked_up
 from lifelong.merging.rule import Rule
 from lifelong.merging.rules import RULES
+from lifelong.merging.statistics import check_presence, described, opened, path_of
 from lifelong.merging.vocabulary import Alignment
 
 # Files of a model that its answers depend on, besides weights and config.
@@ -77,8 +78,11 @@ def plan(recipe: MergeRecipe, folder: Path = Path(), stand_ins: Mapping[str, Mod
     slices = recipe.slices or [_whole(recipe, models)]
     tensors = _tensors(recipe, slices, models)
     aligned = vocabulary.alignment(recipe, models)
-    jobs = tuple(_job(recipe, rule, tensor, models, aligned) for tensor in tensors)
+    statistics = _opened_statistics(rule, models)
+    jobs = tuple(_job(recipe, rule, tensor, models, aligned, statistics) for tensor in tensors)
     check(jobs)
+    # What the statistics are of tells this merge from another as the weights do.
+    models |= {described(name, rule.statistic): each for name, each in statistics.items()}
     donor = models[recipe.base_model or recipe.names()[0]]
     carried = _carried(recipe, slices, donor, aligned) | vocabulary.chat_template(recipe, models)
     return Plan(jobs, models, carried, recipe=recipe.model_dump(exclude_defaults=True, mode="json"))
@@ -204,6 +208,7 @@ def _job(
     tensor: _Tensor,
     models: Mapping[str, Model],
     aligned: Alignment | None,
+    statistics: Mapping[str, Model],
 ) -> Job:
     base_name = tensor.slice.base_model or recipe.base_model
     listed = list(zip(tensor.slice.sources, tensor.names, strict=True))
@@ -227,7 +232,36 @@ def _job(
         base = base and _aligned(base, sources, models, aligned)
         experts = tuple(_aligned(each, sources, models, aligned) for each in experts)
     made = _rule(recipe, rule, tensor, listed)
-    return Job(tensor.name, named(wanted) if wanted else dtypes[0], made, base, experts)
+    known = _statistics(rule, experts, models, statistics)
+    return Job(tensor.name, named(wanted) if wanted else dtypes[0], made, base, experts, statistics=known)
+
+
+def _opened_statistics(rule: type[Rule], models: Mapping[str, Model]) -> dict[str, Model]:
+    """Return the statistics that the rule needs of those models that have them, by the models' names."""
+    return opened({name: _statistics_path(model, rule) for name, model in models.items()}) if rule.statistic else {}
+
+
+def _statistics_path(model: Model, rule: type[Rule]) -> Path:
+    return path_of(model.adapter.path if isinstance(model, AdaptedModel) else model.path, rule.statistic)
+
+
+def _statistics(
+    rule: type[Rule], experts: Sequence[Source], models: Mapping[str, Model], known: Mapping[str, Model]
+) -> tuple[Source, ...]:
+    """Return the statistics of one tensor in every expert, or none where none of them has it."""
+    kind = rule.statistic
+    if not kind:
+        return ()
+    for each in experts:
+        if each.model not in known:
+            path = _statistics_path(models[each.model], rule)
+            raise InputError(f"{each.model} has no {kind} statistics, which the rule needs: expected {path}")
+    check_presence(experts[0].name, kind, [each.name in known[each.model] for each in experts])
+    return tuple(
+        Source(described(each.model, kind), each.name, known[each.model].values(each.name))
+        for each in experts
+        if each.name in known[each.model]
+    )
 
 
 def _aligned(source: Source, sources: Sequence[Source], models: Mapping[str, Model], aligned: Alignment) -> Source:

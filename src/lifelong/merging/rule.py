@@ -62,6 +62,7 @@ class Stack:
         experts: its numbers in each expert.
         mapper: applies a function to every block and returns what it gave in order, perhaps on several cores.
         model: what `Rule.survey_model` found in the whole model.
+        statistics: what the rule's `statistic` is of the tensor in each expert; none where none of them has it.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Stack:
     experts: Sequence[Values]
     mapper: Mapper[Any] = one_by_one
     model: Any = None
+    statistics: Sequence[Values] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -104,8 +106,9 @@ class Rule:
     or makes use of one that is given instead of merging it as one more expert (`takes_base`), how many experts
     (`least`, `most`; None: any number), whether it works block by block (`blockwise`) or on whole tensors, whether the
     order of experts does not matter (`symmetric`), which settings are one number for all experts or one for each
-    (`per_expert`), how recipes spell settings that have another name here (`spelled`), and which parameters that
-    mergekit's method has change nothing here, with the reason (`ignored`).
+    (`per_expert`), how recipes spell settings that have another name here (`spelled`), which parameters that mergekit's
+    method has change nothing here, with the reason (`ignored`), and what it must know of each expert beside its weights
+    (`statistic`: the kind that `lifelong.merging.statistics` names; empty: nothing).
 
     A blockwise rule defines `merge`, and `survey` where it must know something of the whole tensor first, such as a
     norm or a quantile. A rule that cannot be cut into blocks sets `blockwise = False`, and its `merge` gets whole
@@ -123,6 +126,7 @@ class Rule:
     per_expert: ClassVar[tuple[str, ...]] = ()
     spelled: ClassVar[Mapping[str, str]] = {}
     ignored: ClassVar[Mapping[str, str]] = {}
+    statistic: ClassVar[str] = ""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -176,20 +180,23 @@ class Rule:
         value = getattr(self, setting)
         return value[index] if isinstance(value, tuple) else value
 
-    def __call__(self, base: Array | None, experts: Sequence[Array], name: str = "") -> Array:
+    def __call__(
+        self, base: Array | None, experts: Sequence[Array], name: str = "", statistics: Sequence[Array] = ()
+    ) -> Array:
         """Return the merge of one tensor, in the dtype of the first expert.
 
         Args:
             base: the tensor of the base, any shape, or None where the rule needs none.
             experts: the same tensor of each expert, of the same shape.
             name: of the tensor; rules that draw random numbers draw others for each name.
+            statistics: of the tensor in each expert, for a rule that has a `statistic`.
 
         Raises:
             InputError: a rule that needs a base without one, too few or too many experts, or settings that do not fit.
         """
         from lifelong.merging.in_memory import merge_tensor
 
-        return merge_tensor(self, base, experts, name)
+        return merge_tensor(self, base, experts, name, statistics)
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from lifelong.merging.rule import Rule
 from lifelong.merging.rules.arcee_fusion import ArceeFusion
+from lifelong.merging.rules.attention import Attention
 from lifelong.merging.rules.breadcrumbs import Breadcrumbs, BreadcrumbsTIES
+from lifelong.merging.rules.consensus import Consensus
 from lifelong.merging.rules.dare import DARE, DARETIES
 from lifelong.merging.rules.della import DELLA, DELLALinear
+from lifelong.merging.rules.emr import EMR
+from lifelong.merging.rules.fisher import Fisher
 from lifelong.merging.rules.interpolation import Interpolation
+from lifelong.merging.rules.isotropic import IsoC, IsoCTS
 from lifelong.merging.rules.karcher import Karcher
 from lifelong.merging.rules.layer_wise import LayerWise
 from lifelong.merging.rules.linear import Linear
@@ -18,11 +23,15 @@ from lifelong.merging.rules.nearswap import NearSwap
 from lifelong.merging.rules.nuslerp import NuSLERP
 from lifelong.merging.rules.passthrough import Passthrough
 from lifelong.merging.rules.randmix import RandMix
+from lifelong.merging.rules.regmean import RegMean
 from lifelong.merging.rules.sce import SCE
+from lifelong.merging.rules.selective import Selective
 from lifelong.merging.rules.sign_consensus import SignConsensus
 from lifelong.merging.rules.slerp import SLERP
 from lifelong.merging.rules.task_arithmetic import TaskArithmetic
 from lifelong.merging.rules.ties import TIES
+from lifelong.merging.rules.tsv import TSV
+from lifelong.merging.rules.wudi import WUDI
 
 RULES: dict[str, type[Rule]] = {
     # averages
@@ -53,4 +62,18 @@ RULES: dict[str, type[Rule]] = {
     "model_stock": ModelStock,
     "nearswap": NearSwap,
     "arcee_fusion": ArceeFusion,
+    # by how alike task vectors are
+    "attention": Attention,
+    "selective": Selective,
+    # of masks
+    "consensus": Consensus,
+    "emr": EMR,
+    # of matrices
+    "tsv": TSV,
+    "iso_c": IsoC,
+    "iso_cts": IsoCTS,
+    "wudi": WUDI,
+    # of statistics of each expert
+    "fisher": Fisher,
+    "regmean": RegMean,
 }
