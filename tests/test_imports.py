@@ -13,9 +13,9 @@ import lifelong
 
 ROOT = Path(lifelong.__file__).parent
 LEVELS = [
-    {"tree", "errors", "randomness", "settings"},
+    {"tree", "errors", "randomness", "settings", "yaml_file"},
     {"data", "models", "curvature"},
-    {"streams", "memory"},
+    {"streams", "memory", "merging"},
     {"learner"},
     {"methods"},
     {"training"},

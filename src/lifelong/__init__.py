@@ -11,13 +11,14 @@ __version__ = "0.1.0"
 _HOMES = {
     "run": "lifelong.api",
     "compare": "lifelong.api",
+    "merge": "lifelong.merging.in_memory",
     "load": "lifelong.data",
     "from_tensors": "lifelong.data",
     "LifelongError": "lifelong.errors",
     "InputError": "lifelong.errors",
 }
 
-__all__ = ["InputError", "LifelongError", "__version__", "compare", "from_tensors", "load", "run"]
+__all__ = ["InputError", "LifelongError", "__version__", "compare", "from_tensors", "load", "merge", "run"]
 
 
 def __getattr__(name: str) -> Any:

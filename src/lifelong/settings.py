@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from lifelong.errors import InputError, closest
 
@@ -63,9 +63,15 @@ def _as_meant(hint: Any, value: Any) -> Any:
     if isinstance(value, bool):
         word = str(value).lower()
         return word if any(get_origin(kind) is Literal and word in get_args(kind) for kind in kinds) else value
-    if isinstance(value, int | float) and any(get_origin(kind) is tuple for kind in kinds):
+    if isinstance(value, int | float) and not _number_or_several(hint) and any(get_origin(k) is tuple for k in kinds):
         return (value,)
     return value
+
+
+def _number_or_several(hint: Any) -> bool:
+    """Return whether `hint` is a number or a tuple of such: one for all, or one for each."""
+    kinds = get_args(hint)
+    return any(kind in (int, float) for kind in kinds) and any(get_origin(kind) is tuple for kind in kinds)
 
 
 def _checked(kind: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -73,10 +79,14 @@ def _checked(kind: type, values: Mapping[str, Any], where: str) -> dict[str, Any
     import pydantic
 
     hints = get_type_hints(kind)
-    declared: dict[str, Any] = {
-        field.name: (hints[field.name], pydantic.Field(None, **field.metadata.get("limits", {})))
-        for field in fields(kind)
-    }
+    declared: dict[str, Any] = {}
+    for field in fields(kind):
+        hint, limits = hints[field.name], field.metadata.get("limits", {})
+        if limits and _number_or_several(hint):
+            number: Any = next(each for each in get_args(hint) if each in (int, float))
+            limited: Any = Annotated[number, pydantic.Field(**limits)]
+            hint, limits = limited | tuple[limited, ...], {}
+        declared[field.name] = (hint, pydantic.Field(None, **limits))
     model = pydantic.create_model(
         kind.__name__,
         __config__=pydantic.ConfigDict(allow_inf_nan=False, protected_namespaces=()),
@@ -86,8 +96,9 @@ def _checked(kind: type, values: Mapping[str, Any], where: str) -> dict[str, Any
     try:
         checked = model(**given)
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
+        # Of a union pydantic tells why each kind does not fit: what is out of range says more than what is no tuple.
+        first = sorted(error.errors(), key=lambda each: each["type"].endswith("_type"))[0]
+        name = ".".join(str(part) for part in first["loc"] if part == first["loc"][0] or isinstance(part, int))
         reason = re.sub(r"^Value error, |^Input ", "", first["msg"])
         raise InputError(f"{where}: {name} = {first['input']!r} {reason}") from None
     return {name: getattr(checked, name) for name in values}

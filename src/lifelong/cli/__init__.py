@@ -17,6 +17,7 @@ COMMANDS = {
     "run": "take a network through a stream of tasks with one method",
     "compare": "several methods and seeds on one stream: a table and a page",
     "tune": "search settings on validation samples",
+    "merge": "one model out of several fine-tuned ones",
     "report": "draw the page of finished runs again",
     "advise": "which method suits what is given, and why",
     "list": "show the streams, methods, models, data sets and optimisers that there are",

@@ -66,7 +66,8 @@ def _show(results: list[Values], out: Path, as_json: bool) -> None:
 
 
 def _values(arguments: Namespace) -> Values:
-    from lifelong.experiments.plan import merged, read_yaml
+    from lifelong.experiments.plan import merged
+    from lifelong.yaml_file import read_yaml
 
     base = read_yaml(Path(arguments.recipe)) if arguments.recipe else {}
     given = recipe_values(arguments)

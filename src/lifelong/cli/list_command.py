@@ -12,7 +12,9 @@ from lifelong.errors import unknown
 if TYPE_CHECKING:
     from rich.console import Console
 
-KINDS = ("streams", "methods", "models", "data", "optimizers")
+    from lifelong.merging.rule import Rule
+
+KINDS = ("streams", "methods", "rules", "models", "data", "optimizers")
 
 
 def configure(parser: Parser) -> None:
@@ -83,6 +85,10 @@ def _entries(kind: str) -> dict[str, dict[str, Any]]:
         from lifelong.training.optimizers import optimizer_names
 
         return {name: {"meaning": f"torch.optim, {name}"} for name in optimizer_names()}
+    if kind == "rules":
+        from lifelong.merging.rules import RULES
+
+        return {name: _rule(rule) for name, rule in RULES.items()}
     if kind == "models":
         from lifelong.models import MODELS
 
@@ -90,6 +96,14 @@ def _entries(kind: str) -> dict[str, dict[str, Any]]:
     from lifelong.methods import METHODS, overview
 
     return {name: {**_entry(method), **overview.traits(method)} for name, method in METHODS.items()}
+
+
+def _rule(kind: type[Rule]) -> dict[str, Any]:
+    entry = _entry(kind)
+    spelled = {field: word for word, field in kind.spelled.items()}
+    for each in entry["settings"]:
+        each["name"] = spelled.get(each["name"], each["name"])
+    return {**entry, "family": kind.family, "paper": kind.paper, "needs_base": kind.needs_base}
 
 
 def _entry(kind: type) -> dict[str, Any]:

@@ -21,10 +21,11 @@ def configure(parser: Parser) -> None:
 def main(arguments: Namespace) -> int:
     """Run it; returns the exit status."""
     from lifelong.cli.progress import watching
-    from lifelong.experiments.plan import merged, read_yaml
+    from lifelong.experiments.plan import merged
     from lifelong.experiments.recipe import recipe
     from lifelong.experiments.run import Every, Finished, events
     from lifelong.experiments.tracking import tracked
+    from lifelong.yaml_file import read_yaml
 
     base = read_yaml(Path(arguments.recipe)) if arguments.recipe else {}
     made = recipe(merged(base, recipe_values(arguments)))

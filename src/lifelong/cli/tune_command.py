@@ -31,8 +31,9 @@ def main(arguments: Namespace) -> int:
     """Search; returns the exit status."""
     from rich.console import Console
 
-    from lifelong.experiments.plan import merged, read_yaml
+    from lifelong.experiments.plan import merged
     from lifelong.experiments.tune import best, row_values, tune
+    from lifelong.yaml_file import read_yaml
 
     base: dict[str, Any] = read_yaml(Path(arguments.recipe)) if arguments.recipe else {}
     values = merged(row_values(base, arguments.row), recipe_values(arguments))

@@ -1,0 +1,350 @@
+"""`lifelong merge`: one model out of several, by a recipe or by a rule and its settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import re
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lifelong.cli.arguments import Parser, Values
+from lifelong.errors import InputError
+
+if TYPE_CHECKING:
+    from lifelong.merging.engine import Finished
+    from lifelong.merging.plan import Plan
+    from lifelong.merging.recipe import MergeRecipe
+
+_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
+
+
+def configure(parser: Parser) -> None:
+    """Declare the options."""
+    parser.usage = (
+        "lifelong merge RECIPE.yml OUT [options]\n"
+        "       lifelong merge --rule RULE [--base MODEL] MODEL MODEL ... --out OUT [--rule.SETTING VALUE] [options]\n"
+        "       lifelong merge --into DIR MODEL ... [--rule.SETTING VALUE] [options]\n"
+        "       lifelong merge inspect MODEL MODEL ... [--base MODEL] [--merged MODEL] [--json]\n"
+        "       lifelong merge search RECIPE.yml --evaluate COMMAND --out OUT [--trials N] [--sampler tpe|cma]\n"
+        "       lifelong merge extract BASE TUNED --out ADAPTER [--rank N | --energy SHARE]"
+    )
+    parser.add_argument("paths", nargs="*", metavar="PATH", help="a recipe as mergekit has it, and OUT; or models")
+    parser.add_argument("--rule", help="how to merge, where there is no recipe; `lifelong list rules` shows them")
+    parser.add_argument("--base", metavar="MODEL", help="the model that the others were fine-tuned from")
+    parser.add_argument("--out", metavar="OUT", help="folder for the result; it must not exist")
+    parser.add_argument("--evaluate", metavar="COMMAND", help="search: prints how good the model in the folder {} is")
+    parser.add_argument("--trials", metavar="N", default="50", help="search: merges to try (default 50)")
+    parser.add_argument("--minimize", action="store_true", help="search: smaller scores are better")
+    parser.add_argument("--sampler", default="tpe", metavar="tpe|cma", help="search: how to draw (default tpe)")
+    parser.add_argument("--seed", default="0", metavar="N", help="search: of the sampler (default 0)")
+    parser.add_argument("--merged", metavar="MODEL", help="inspect: a merge of the models, to see what it kept of each")
+    parser.add_argument("--rank", metavar="N", help="of an adapter that is extracted or merged")
+    parser.add_argument(
+        "--energy", metavar="SHARE", help="extract: share of each squared change to reach (default 0.9)"
+    )
+    parser.add_argument("--into", metavar="DIR", help="add the models to an earlier result that was kept running")
+    parser.add_argument("--keep-running", action="store_true", help="store what adding models later will need")
+    parser.add_argument(
+        "--out-dtype", metavar="DTYPE", help="format of the result (default: as the base, or the first)"
+    )
+    parser.add_argument("--shard-size", default="5GB", metavar="SIZE", help="largest file of weights (default 5GB)")
+    parser.add_argument("--threads", metavar="N", help="workers (default: the processors there are)")
+    parser.add_argument("--allow-nonfinite", action="store_true", help="merge inputs with NaN or infinities too")
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted merge")
+    parser.add_argument("--json", action="store_true", help="one JSON document on standard output, nothing else there")
+    parser.epilog = "Settings of a rule are dotted: --rule.density 0.2, or one for each model: --rule.weight 1,0.5."
+    parser.groups = ("rule",)
+
+
+def main(arguments: Namespace) -> int:
+    """Merge; returns the exit status."""
+    from lifelong.merging import engine
+
+    others = {"inspect": _inspect, "extract": _extract, "search": _search}
+    if arguments.paths and arguments.paths[0] in others:
+        return others[arguments.paths[0]](arguments)
+    if (
+        arguments.rule
+        and arguments.paths
+        and all((Path(path) / "adapter_config.json").is_file() for path in arguments.paths)
+    ):
+        return _merge_adapters(arguments)
+    began = time.monotonic()
+    shard_bytes = _bytes(arguments.shard_size)
+    threads = _count("threads", arguments.threads)
+    plan, out = _planned(arguments)
+    running = engine.merge(
+        plan,
+        out,
+        threads=threads,
+        shard_bytes=shard_bytes,
+        resume=arguments.resume,
+        allow_nonfinite=arguments.allow_nonfinite,
+        replace=arguments.into is not None,
+    )
+    _watch(running, len(plan.jobs))
+    _show(plan, out, time.monotonic() - began, arguments.json)
+    return 0
+
+
+def _inspect(arguments: Namespace) -> int:
+    """Show what models have in common, without merging them."""
+    from lifelong.merging.checkpoint import open_model
+    from lifelong.merging.inspection import inspect, overall
+
+    paths = arguments.paths[1:]
+    base, merged = (open_model(Path(path)) if path else None for path in (arguments.base, arguments.merged))
+    found = list(inspect({path: open_model(Path(path)) for path in paths}, base, merged))
+    if arguments.json:
+        every = [dataclasses.asdict(each) for each in found]
+        print(json.dumps({"models": paths, "all": dataclasses.asdict(overall(found)), "tensors": every}))
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    names = [*paths, *(["merged"] if merged else [])]
+    table = Table("tensor", *(f"change of {name}" for name in names), "least cosine", "sign conflicts")
+    for name in paths if merged else []:
+        table.add_column(f"kept of {name}")
+    for each in (*found, overall(found)):
+        cosines = [each.cosines[i][j] for i in range(len(paths)) for j in range(i)]
+        cells = [f"{norm / each.base_norm:.2%}" if each.base_norm else f"{norm:.3g}" for norm in each.norms]
+        least = f"{min(cosines):.3f}" if cosines else ""
+        table.add_row(each.name, *cells, least, f"{each.conflicts:.1%}", *(f"{share:.0%}" for share in each.kept))
+    console = Console()
+    if not console.is_terminal:
+        # A file has no width to keep to.
+        console = Console(width=1000)
+        table.box = None
+    console.print(table)
+    return 0
+
+
+def _extract(arguments: Namespace) -> int:
+    """Write what fine-tuning changed as an adapter."""
+    from lifelong.merging.checkpoint import open_model
+    from lifelong.merging.lora import extract
+
+    if len(arguments.paths) != 3 or arguments.out is None:
+        raise InputError("extract takes the model before, the model after, and --out")
+    if arguments.rank and arguments.energy:
+        raise InputError("give either --rank or --energy")
+    before, after = (open_model(Path(path)) for path in arguments.paths[1:])
+    energy = _share(arguments.energy or "0.9")
+    found = extract(before, after, Path(arguments.out), rank=_count("rank", arguments.rank), energy=energy)
+    if arguments.json:
+        print(json.dumps({"out": arguments.out, **dataclasses.asdict(found)}))
+        return 0
+    ranks = sorted(found.ranks.values())
+    print(
+        f"{arguments.out}: {len(ranks)} weights, ranks {ranks[0]} to {ranks[-1]}, "
+        f"{found.energy:.1%} of the squared change"
+    )
+    if found.left_out:
+        print(f"changed and not in it: {', '.join(found.left_out)}")
+    return 0
+
+
+def _search(arguments: Namespace) -> int:
+    """Try merges against a command that evaluates them."""
+    from lifelong.merging.search import front, search
+    from lifelong.yaml_file import read_yaml
+
+    if len(arguments.paths) != 2 or arguments.out is None or arguments.evaluate is None:
+        raise InputError("search takes a recipe, --evaluate and --out")
+    if "{}" not in arguments.evaluate:
+        raise InputError("--evaluate must say with {} where the folder of the merged model goes")
+    running = search(
+        read_yaml(Path(arguments.paths[1])),
+        functools.partial(_evaluated, arguments.evaluate),
+        Path(arguments.out),
+        trials=_count("trials", arguments.trials) or 1,
+        minimize=arguments.minimize,
+        sampler=arguments.sampler,
+        seed=int(arguments.seed) if arguments.seed.isdecimal() else _refuse_seed(arguments.seed),
+        resume=arguments.resume,
+    )
+    found = []
+    for each in running:
+        found.append(each)
+        scores = ", ".join(f"{name} {score:.4g}" for name, score in each.scores.items())
+        print(f"trial {each.number}: {scores}", file=sys.stderr)
+    best = front(found, arguments.minimize)
+    if arguments.json:
+        print(json.dumps({"out": arguments.out, "best": [dataclasses.asdict(each) for each in best]}))
+    else:
+        print(
+            f"{arguments.out}: {len(found)} merges tried now, best {', '.join(f'best-{each.number}' for each in best)}"
+        )
+    return 0
+
+
+def _refuse_seed(text: str) -> int:
+    raise InputError(f"seed = {text!r} must be a number, at least 0")
+
+
+def _evaluated(command: str, model: Path) -> dict[str, float]:
+    """Run an evaluation and return its scores: the last line that it prints, a number or a JSON mapping of numbers."""
+    import shlex
+    import subprocess
+
+    words = [word.replace("{}", str(model)) for word in shlex.split(command)]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise InputError(f"the evaluation cannot be run: {error}") from None
+    lines = done.stdout.split("\n") if done.returncode == 0 else []
+    last = next((line for line in reversed(lines) if line.strip()), "")
+    try:
+        found = json.loads(last)
+        return (
+            {str(name): float(each) for name, each in found.items()}
+            if isinstance(found, dict)
+            else {"score": float(found)}
+        )
+    except (ValueError, TypeError):
+        said = " ".join((done.stderr or done.stdout).split())[-200:]
+        raise InputError(
+            f"the evaluation must end in a number or a JSON mapping of numbers; it ended with status "
+            f"{done.returncode}: {said}"
+        ) from None
+
+
+def _merge_adapters(arguments: Namespace) -> int:
+    """Merge adapters of one model into an adapter."""
+    from lifelong import settings
+    from lifelong.errors import unknown
+    from lifelong.merging.lora import merge_adapters
+    from lifelong.merging.rules import RULES
+
+    if arguments.out is None:
+        raise InputError("--out is missing: a folder for the result")
+    if arguments.rule not in RULES:
+        raise unknown("merge rule", arguments.rule, RULES)
+    kind = RULES[arguments.rule]
+    values = {name.partition(".")[2]: each for name, each in arguments.dotted.items()}
+    values = {
+        kind.spelled.get(name, name): tuple(each) if isinstance(each, list) else each for name, each in values.items()
+    }
+    rule = settings.build(kind, values, f"merge rule {arguments.rule}")
+    paths = [Path(path) for path in arguments.paths]
+    ranks = merge_adapters(rule, paths, Path(arguments.out), rank=_count("rank", arguments.rank))
+    if arguments.json:
+        print(json.dumps({"out": arguments.out, "ranks": ranks}))
+    else:
+        print(f"{arguments.out}: an adapter of {len(ranks)} weights, ranks up to {max(ranks.values())}")
+    return 0
+
+
+def _planned(arguments: Namespace) -> tuple[Plan, Path]:
+    """Return what is to be done, and where the result goes."""
+    from lifelong.merging import adding, planning
+
+    if arguments.into is not None:
+        if arguments.rule or arguments.base or arguments.out or arguments.out_dtype:
+            raise InputError("--into goes on with the rule, base and format of its folder: give none of them")
+        return adding.added(Path(arguments.into), _models(arguments)[0]), Path(arguments.into)
+    recipe, out = _asked(arguments)
+    plan = planning.plan(recipe)
+    return (adding.kept(plan) if arguments.keep_running else plan), out
+
+
+def _asked(arguments: Namespace) -> tuple[MergeRecipe, Path]:
+    """Return the recipe, and where the result goes."""
+    from lifelong.merging import recipe
+
+    paths, out = list(arguments.paths), arguments.out
+    if arguments.rule is None:
+        if arguments.dotted or arguments.base:
+            raise InputError("--base and --rule.SETTING go with --rule; a recipe says these itself")
+        if out is None and len(paths) == 2:
+            out = paths.pop()
+        if out is None or len(paths) != 1:
+            raise InputError("give a recipe and a folder for the result, or --rule with models and --out")
+        read = recipe.read(Path(paths[0]))
+        if arguments.out_dtype:
+            read = read.model_copy(update={"out_dtype": arguments.out_dtype})
+        return read, Path(out)
+    if out is None:
+        raise InputError("--out is missing: a folder for the result")
+    return recipe.parsed(_values(arguments), "the options"), Path(out)
+
+
+def _models(arguments: Namespace) -> tuple[list[Values], Values]:
+    """Return the models that are given, with parameters of their own, and the parameters that all share."""
+    parameters = {name.partition(".")[2]: each for name, each in arguments.dotted.items()}
+    models: list[Values] = [{"model": path, "parameters": {}} for path in arguments.paths]
+    if not models:
+        raise InputError("give the models to merge")
+    for name in [name for name, each in parameters.items() if isinstance(each, list)]:
+        numbers = parameters.pop(name)
+        if len(numbers) != len(models):
+            raise InputError(f"--rule.{name} has {len(numbers)} numbers for {len(models)} models")
+        for model, number in zip(models, numbers, strict=True):
+            model["parameters"][name] = number
+    if arguments.into is not None:
+        return [{**each, "parameters": {**parameters, **each["parameters"]}} for each in models], {}
+    return models, parameters
+
+
+def _values(arguments: Namespace) -> Values:
+    """Return the recipe that options describe."""
+    models, parameters = _models(arguments)
+    values: Values = {"merge_method": arguments.rule, "models": models, "parameters": parameters}
+    return {
+        **values,
+        **({"base_model": arguments.base} if arguments.base else {}),
+        **({"out_dtype": arguments.out_dtype} if arguments.out_dtype else {}),
+    }
+
+
+def _watch(running: Iterator[Finished], tensors: int) -> None:
+    """Draw a bar on a terminal while the merge runs."""
+    if not sys.stderr.isatty():
+        for _ in running:
+            pass
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        row = bar.add_task("merging", total=tensors)
+        for each in running:
+            bar.update(row, completed=each.done, description=each.name)
+
+
+def _show(plan: Plan, out: Path, seconds: float, as_json: bool) -> None:
+    written = sum(path.stat().st_size for path in out.glob("*.safetensors"))
+    if as_json:
+        print(json.dumps({"out": str(out), "tensors": len(plan.jobs), "bytes": written, "seconds": seconds}))
+        return
+    print(f"{out}: {len(plan.jobs)} tensors, {written:,} bytes, {seconds:.1f} s")
+
+
+def _bytes(text: str) -> int:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMG]?)B?", text)
+    if found is None or float(found[1]) == 0:
+        raise InputError(f"shard-size = {text!r} must be a size such as 5GB or 500MB")
+    return int(float(found[1]) * _UNITS[found[2]])
+
+
+def _count(name: str, text: str | None) -> int | None:
+    if text is not None and (not text.isdecimal() or int(text) == 0):
+        raise InputError(f"{name} = {text!r} must be a number, at least 1")
+    return None if text is None else int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 < share <= 1:
+        raise InputError(f"energy = {text!r} must be a share, above 0 to 1")
+    return share

@@ -1,0 +1,1 @@
+"""Model merging: one good model out of several fine-tuned ones."""

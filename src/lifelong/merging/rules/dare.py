@@ -1,0 +1,46 @@
+"""Drop and rescale: task vectors of which a random share is left."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from lifelong.merging.draws import LEVELS, draws
+from lifelong.merging.rule import Array, Site, like
+from lifelong.merging.rules.sparsified import Sparsified
+from lifelong.settings import setting
+
+
+@dataclass(frozen=True)
+class DARE(Sparsified):
+    """Add task vectors of which each number is kept with the probability `density`, and then divided by it.
+
+    Yu et al. 2023, 2311.03099. Which numbers are kept follows from `seed`, the tensor's name and the expert's place in
+    the list alone. Each one kept is divided by `density`, as in the paper; mergekit restores the L1 norm of the tensor
+    instead (`rescale_norm` l1), which takes a second pass and comes to the same in large tensors.
+    """
+
+    paper: ClassVar[str] = "2311.03099"
+    symmetric: ClassVar[bool] = False
+    random: ClassVar[bool] = True
+
+    rescale: bool = setting(True, "make up for what was dropped")
+    rescale_norm: Literal["expectation", "l1", "l2", "linf"] = setting(
+        "expectation", "what rescaling restores: the expectation of each number, or a norm of the tensor"
+    )
+    seed: int = setting(0, "of the draws", ge=0)
+
+    def sparsify(self, vectors: list[Array], limits: Any, site: Site) -> None:
+        for expert, (each, density) in enumerate(zip(vectors, self.each("density", len(vectors)), strict=True)):
+            level = round(density * LEVELS)
+            if level < LEVELS:
+                each *= like(draws(self.seed, site, expert, len(each)) < level, each)
+                if self.keeps_expectation and level:
+                    each *= LEVELS / level
+
+
+@dataclass(frozen=True)
+class DARETIES(DARE):
+    """DARE, added where numbers agree with the elected sign, as TIES does."""
+
+    elects: ClassVar[bool] = True

@@ -1,0 +1,88 @@
+"""`lifelong merge` as a user meets it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from merging.models import read, tensors, write
+
+from lifelong.cli import main
+
+
+@pytest.fixture
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    base = tensors(0)
+    write(tmp_path / "base", base)
+    for seed, name in enumerate("ab", 1):
+        write(tmp_path / name, tensors(seed, base))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_recipe_and_options_say_the_same(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (models / "recipe.yml").write_text(
+        "merge_method: ties\nbase_model: base\nmodels:\n  - {model: a, parameters: {weight: 1}}\n"
+        "  - {model: b, parameters: {weight: 0.5}}\nparameters: {density: 0.3, lambda: 0.7}\n"
+    )
+    assert main(["merge", "recipe.yml", "one"]) == 0
+    assert "one: 15 tensors" in capsys.readouterr().out
+    words = ["--rule", "ties", "--base", "base", "a", "b", "--out", "two", "--rule.density", "0.3"]
+    assert main(["merge", *words, "--rule.lambda=0.7", "--rule.weight", "1,0.5", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["out"], shown["tensors"]) == ("two", 15)
+    one, two = read(models / "one"), read(models / "two")
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name])
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "give a recipe"),
+        (["recipe.yml"], "give a recipe and a folder"),
+        (["recipe.yml", "out", "--rule.density", "1"], "a recipe says these itself"),
+        (["recipe.yml", "out"], "recipe.yml cannot be read"),
+        (["--rule", "linear", "a", "b"], "--out is missing"),
+        (["--rule", "linear", "--out", "out"], "give the models"),
+        (["--rule", "liner", "a", "b", "--out", "out"], "did you mean 'linear'?"),
+        (["--rule", "linear", "a", "c", "--out", "out"], "no model at c"),
+        (["--rule", "linear", "a", "b", "--out", "a"], "a exists"),
+        (["--rule", "linear", "a", "b", "--out", "out", "--rule.weigth", "1"], "did you mean 'weight'?"),
+        (["--rule", "linear", "a", "b", "--out", "out", "--rule.weight", "1,2,3"], "3 numbers for 2 models"),
+        (["--rule", "linear", "a", "b", "--out", "out", "--shard-size", "0GB"], "shard-size"),
+        (["--rule", "linear", "a", "b", "--out", "out", "--threads", "0"], "threads"),
+        (["--rule", "linear", "a", "b", "--out", "out", "--out-dtype", "float7"], "did you mean"),
+    ],
+)
+def test_wrong_input_gets_one_line(
+    words: list[str], says: str, models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(models.rglob("*"))
+    assert main(["merge", *words]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("lifelong: error: ")
+    assert shown.err.count("\n") == 1
+    assert says in shown.err
+    assert sorted(models.rglob("*")) == before
+
+
+def test_rules_are_listed_as_recipes_spell_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "rules", "--json"]) == 0
+    rules = json.loads(capsys.readouterr().out)
+    assert {"density", "lambda", "weight", "normalize"} <= {each["name"] for each in rules["ties"]["settings"]}
+    assert rules["ties"]["needs_base"]
+    assert not rules["linear"]["needs_base"]
+
+
+def test_merging_imports_no_torch(models: Path) -> None:
+    import subprocess
+    import sys
+
+    check = "import sys; from lifelong.cli import main; main(sys.argv[1:]); print('torch' in sys.modules)"
+    words = ["merge", "--rule", "ties", "--base", "base", "a", "b", "--out", "out"]
+    found = subprocess.run([sys.executable, "-c", check, *words], check=True, capture_output=True, text=True)
+    assert found.stdout.splitlines()[-1] == "False"

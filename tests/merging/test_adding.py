@@ -1,0 +1,83 @@
+"""Adding experts one at a time gives the bits of merging them all at once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from merging.models import read, tensors, write
+
+from lifelong.cli import main
+from lifelong.merging.engine import MANIFEST
+from lifelong.merging.rule import Folding
+from lifelong.merging.rules import RULES
+
+FOLDING = [name for name, rule in RULES.items() if issubclass(rule, Folding)]
+
+
+@pytest.fixture
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    base = tensors(0, rows=4000)
+    write(tmp_path / "base", base)
+    for seed, name in enumerate("abcd", 1):
+        write(tmp_path / name, tensors(seed, base, rows=4000), shards=seed % 3 + 1)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def merge(*words: str) -> None:
+    assert main(["merge", *words]) == 0
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    capsys.readouterr()
+    assert main(["merge", *words]) == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rule", FOLDING)
+def test_one_at_a_time_is_all_at_once(rule: str, models: Path) -> None:
+    words = ["--rule", rule, *(["--base", "base"] if RULES[rule].needs_base else [])]
+    weighted = "weight" in RULES[rule].per_expert
+    merge(*words, *"abcd", "--out", "whole", *(["--rule.weight", "1,2,0.3,0.7"] if weighted else []))
+    merge(*words, *"ab", "--out", "grown", "--keep-running", *(["--rule.weight", "1,2"] if weighted else []))
+    for name, weight in (("c", "0.3"), ("d", "0.7")):
+        merge("--into", "grown", name, *(["--rule.weight", weight] if weighted else []), "--threads", "3")
+        shutil.rmtree(name)
+    whole, grown = read(models / "whole"), read(models / "grown")
+    assert all(whole[name].tobytes() == grown[name].tobytes() for name in whole)
+    manifests = [json.loads((models / each / MANIFEST).read_text()) for each in ("whole", "grown")]
+    assert manifests[0]["tensors"] == manifests[1]["tensors"]
+    assert sorted(path.name for path in models.iterdir()) == ["a", "b", "base", "grown", "whole"]
+
+
+def test_the_state_does_not_grow(models: Path) -> None:
+    merge("--rule", "magmax", "--base", "base", "a", "--out", "grown", "--keep-running")
+    sizes = []
+    for name in "bcd":
+        merge("--into", "grown", name)
+        sizes.append((models / "grown" / "running.safetensors").stat().st_size)
+    assert len(set(sizes)) == 1
+
+
+def test_what_cannot_be_added_to_is_refused(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(capsys, "--rule", "ties", "--base", "base", "a", "b", "--out", "out", "--keep-running")
+    assert "must see all experts at once" in said
+    assert "magmax" in said
+    merge("--rule", "magmax", "--base", "base", "a", "--out", "bare")
+    assert "--keep-running" in refused(capsys, "--into", "bare", "b")
+    merge("--rule", "magmax", "--base", "base", "a", "--out", "grown", "--keep-running")
+    before = {path.name: path.read_bytes() for path in (models / "grown").iterdir()}
+    assert "is in grown already" in refused(capsys, "--into", "grown", "a")
+    assert "is not the result of a merge" in refused(capsys, "--into", "a", "b")
+    assert "goes on with the rule" in refused(capsys, "--into", "grown", "b", "--rule", "linear")
+    base = read(models / "base")
+    base["model.norm.weight"] = base["model.norm.weight"] + np.ones_like(base["model.norm.weight"])
+    shutil.rmtree(models / "base")
+    write(models / "base", base)
+    assert "of base is not what it was" in refused(capsys, "--into", "grown", "b")
+    assert {path.name: path.read_bytes() for path in (models / "grown").iterdir()} == before
+    assert not (models / "grown.partial").exists()
