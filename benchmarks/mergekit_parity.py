@@ -2,9 +2,9 @@
 
     python benchmarks/mergekit_parity.py --python /path/to/mergekits/environment/bin/python --work /tmp/parity
 
-Checkpoints are made by `transformers` in mergekit's environment: Llama, Qwen2 and ViT configurations with random weights.
-For each recipe, in float32 and in bfloat16, prints the largest difference relative to the largest number of a tensor, and
-the share of numbers that differ at all.
+Checkpoints are made by `transformers` in mergekit's environment: Llama, Qwen2 and ViT configurations, random weights.
+For each recipe, in float32 and in bfloat16, prints the largest difference relative to the largest number of a tensor,
+and the share of numbers that differ at all.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -78,10 +80,27 @@ def test_rules_are_listed_as_recipes_spell_them(capsys: pytest.CaptureFixture[st
     assert not rules["linear"]["needs_base"]
 
 
-def test_merging_imports_no_torch(models: Path) -> None:
-    import subprocess
-    import sys
+def test_every_model_is_evaluated_after_the_merge(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (models / "score.py").write_text(
+        "import sys, json\n"
+        "from lifelong.merging.checkpoint import open_model\n"
+        "values = open_model(__import__('pathlib').Path(sys.argv[1])).values('model.norm.weight').read(0, 24)\n"
+        "print(json.dumps({'first': abs(float(values[0])), 'rest': float(abs(values[1:]).sum())}))\n"
+    )
+    words = ["merge", "--rule", "linear", "--base", "base", "a", "b", "--evaluate", f"{sys.executable} score.py {{}}"]
+    assert main([*words, "--out", "out", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert list(shown["scores"]) == ["base", "a", "b", "merged"]
+    best = max(shown["scores"][name]["rest"] for name in "ab")
+    for name, scores in shown["scores"].items():
+        values = read(models / ("out" if name == "merged" else name))["model.norm.weight"].astype(float)
+        assert scores["rest"] == pytest.approx(abs(values[1:]).sum())
+        assert shown["normalised"][name]["rest"] == pytest.approx(scores["rest"] / best)
+    assert main([*words, "--out", "again"]) == 0
+    assert "of the best expert" in capsys.readouterr().out
 
+
+def test_merging_imports_no_torch(models: Path) -> None:
     check = "import sys; from lifelong.cli import main; main(sys.argv[1:]); print('torch' in sys.modules)"
     words = ["merge", "--rule", "ties", "--base", "base", "a", "b", "--out", "out"]
     found = subprocess.run([sys.executable, "-c", check, *words], check=True, capture_output=True, text=True)

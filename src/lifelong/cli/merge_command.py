@@ -38,7 +38,7 @@ def configure(parser: Parser) -> None:
     parser.add_argument("--rule", help="how to merge, where there is no recipe; `lifelong list rules` shows them")
     parser.add_argument("--base", metavar="MODEL", help="the model that the others were fine-tuned from")
     parser.add_argument("--out", metavar="OUT", help="folder for the result; it must not exist")
-    parser.add_argument("--evaluate", metavar="COMMAND", help="search: prints how good the model in the folder {} is")
+    parser.add_argument("--evaluate", metavar="COMMAND", help="prints how good the model in the folder {} is")
     parser.add_argument("--trials", metavar="N", default="50", help="search: merges to try (default 50)")
     parser.add_argument("--minimize", action="store_true", help="search: smaller scores are better")
     parser.add_argument("--sampler", default="tpe", metavar="tpe|cma", help="search: how to draw (default tpe)")
@@ -89,7 +89,9 @@ def main(arguments: Namespace) -> int:
         replace=arguments.into is not None,
     )
     _watch(running, len(plan.jobs))
-    _show(plan, out, time.monotonic() - began, arguments.json)
+    seconds = time.monotonic() - began
+    scores = _scores(plan, out, arguments.evaluate) if arguments.evaluate else {}
+    _show(plan, out, seconds, scores, arguments.json)
     return 0
 
 
@@ -153,16 +155,15 @@ def _extract(arguments: Namespace) -> int:
 
 def _search(arguments: Namespace) -> int:
     """Try merges against a command that evaluates them."""
+    from lifelong.merging.evaluation import evaluated
     from lifelong.merging.search import front, search
     from lifelong.yaml_file import read_yaml
 
     if len(arguments.paths) != 2 or arguments.out is None or arguments.evaluate is None:
         raise InputError("search takes a recipe, --evaluate and --out")
-    if "{}" not in arguments.evaluate:
-        raise InputError("--evaluate must say with {} where the folder of the merged model goes")
     running = search(
         read_yaml(Path(arguments.paths[1])),
-        functools.partial(_evaluated, arguments.evaluate),
+        functools.partial(evaluated, arguments.evaluate),
         Path(arguments.out),
         trials=_count("trials", arguments.trials) or 1,
         minimize=arguments.minimize,
@@ -187,33 +188,6 @@ def _search(arguments: Namespace) -> int:
 
 def _refuse_seed(text: str) -> int:
     raise InputError(f"seed = {text!r} must be a number, at least 0")
-
-
-def _evaluated(command: str, model: Path) -> dict[str, float]:
-    """Run an evaluation and return its scores: the last line that it prints, a number or a JSON mapping of numbers."""
-    import shlex
-    import subprocess
-
-    words = [word.replace("{}", str(model)) for word in shlex.split(command)]
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
-    except OSError as error:
-        raise InputError(f"the evaluation cannot be run: {error}") from None
-    lines = done.stdout.split("\n") if done.returncode == 0 else []
-    last = next((line for line in reversed(lines) if line.strip()), "")
-    try:
-        found = json.loads(last)
-        return (
-            {str(name): float(each) for name, each in found.items()}
-            if isinstance(found, dict)
-            else {"score": float(found)}
-        )
-    except (ValueError, TypeError):
-        said = " ".join((done.stderr or done.stdout).split())[-200:]
-        raise InputError(
-            f"the evaluation must end in a number or a JSON mapping of numbers; it ended with status "
-            f"{done.returncode}: {said}"
-        ) from None
 
 
 def _merge_adapters(arguments: Namespace) -> int:
@@ -319,12 +293,33 @@ def _watch(running: Iterator[Finished], tensors: int) -> None:
             bar.update(row, completed=each.done, description=each.name)
 
 
-def _show(plan: Plan, out: Path, seconds: float, as_json: bool) -> None:
+def _scores(plan: Plan, out: Path, command: str) -> dict[str, dict[str, float]]:
+    """Return what the command says of every model that took part and of the merged one."""
+    from lifelong.merging.evaluation import evaluated
+
+    return {
+        name: evaluated(command, path)
+        for name, path in {**{n: m.path for n, m in plan.models.items()}, "merged": out}.items()
+    }
+
+
+def _show(plan: Plan, out: Path, seconds: float, scores: dict[str, dict[str, float]], as_json: bool) -> None:
+    from lifelong.merging.evaluation import normalised
+
+    base = plan.recipe.get("base_model")
+    experts = {name: each for name, each in scores.items() if name not in (base, "merged")}
+    shares = {name: normalised(each, experts) for name, each in scores.items()}
     written = sum(path.stat().st_size for path in out.glob("*.safetensors"))
     if as_json:
-        print(json.dumps({"out": str(out), "tensors": len(plan.jobs), "bytes": written, "seconds": seconds}))
+        shown = {"out": str(out), "tensors": len(plan.jobs), "bytes": written, "seconds": seconds}
+        print(json.dumps({**shown, **({"scores": scores, "normalised": shares} if scores else {})}))
         return
     print(f"{out}: {len(plan.jobs)} tensors, {written:,} bytes, {seconds:.1f} s")
+    for name, each in scores.items():
+        spelled = ", ".join(
+            f"{task} {score:.4g} ({shares[name][task]:.1%} of the best expert)" for task, score in each.items()
+        )
+        print(f"{name}: {spelled}")
 
 
 def _bytes(text: str) -> int:
