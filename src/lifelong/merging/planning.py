@@ -43,6 +43,9 @@ CARRIED = (
 
 _VOCABULARIES = ("tokenizer.model", "merges.txt", "vocab.json", "vocab.txt", "added_tokens.json")
 
+# What the names of tensors have in them that a network begins with.
+_BEGINNINGS = ("embed", "wte", "wpe", "patch", "stem")
+
 # Settings of mergekit that say how it computes and change nothing of ours.
 _IGNORED = ("int8_mask",)
 
@@ -139,7 +142,7 @@ def _tensors(recipe: MergeRecipe, slices: Sequence[Slice], models: Mapping[str, 
 def _sliced(slices: Sequence[Slice], models: Mapping[str, Model]) -> list[_Tensor]:
     """Return the tensors of a result whose layers are listed slice by slice.
 
-    What comes before the layers in the files is of the first slice's models, what comes behind of the last's.
+    Embeddings and the like are of the first slice's models, everything else outside the layers is of the last's.
     """
     mains = {name: layers.main_stack(model, model.config, name) for name, model in models.items()}
     for each in slices:
@@ -147,13 +150,8 @@ def _sliced(slices: Sequence[Slice], models: Mapping[str, Model]) -> list[_Tenso
     first = slices[0].sources[0].model
     places = {name: layers.place_of(name) for name in models[first]}
     outside = [name for name, place in places.items() if place is None or place.stack != mains[first]]
-    seen_layers = False
-    before: list[str] = []
-    after: list[str] = []
-    for name, place in places.items():
-        seen_layers = seen_layers or (place is not None and place.stack == mains[first])
-        if name in outside:
-            (after if seen_layers and _behind(name) else before).append(name)
+    before = [name for name in outside if _begins(name)]
+    after = [name for name in outside if not _begins(name)]
     found = [_Tensor(name, slices[0], 0.0, (name,) * len(slices[0].sources)) for name in before]
     layer = 0
     for each in slices:
@@ -165,9 +163,9 @@ def _sliced(slices: Sequence[Slice], models: Mapping[str, Model]) -> list[_Tenso
     return found + [_Tensor(name, slices[-1], 0.0, (name,) * len(slices[-1].sources)) for name in after]
 
 
-def _behind(name: str) -> bool:
-    """Return whether a tensor outside the layers belongs to what follows them: not an embedding."""
-    return "embed" not in name and "wte" not in name and "wpe" not in name
+def _begins(name: str) -> bool:
+    """Return whether a tensor outside the layers belongs to what comes before them: files may have it anywhere."""
+    return any(word in name for word in _BEGINNINGS)
 
 
 def _of_layer(
