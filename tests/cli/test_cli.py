@@ -312,6 +312,7 @@ def test_tensorboard_gets_the_accuracies(tmp_path: Path) -> None:
         (["compare", "--seeds", "0"], "seeds"),
         (["compare", "--methods", ","], "names no method"),
         (["compare", "--experiments", "first"], "no experiment 'first'"),
+        (["compare", "--methods", "ewc", "--method.strength", "3"], "say methods.ROW.strength"),
         (["compare", "--track", "tensorbord"], "did you mean 'tensorboard'?"),
         (["run", "--stream", "blurry", "--blur", "1.5"], "blur = '1.5'"),
         (["run", "--stream", "blurry", "--tasks", "1"], "needs at least 2, not tasks = 1"),

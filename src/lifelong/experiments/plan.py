@@ -88,6 +88,9 @@ def _rows(methods: Any) -> dict[str, dict[str, Any]]:
 
 def _experiment(name: str | None, values: Mapping[str, Any]) -> list[Planned]:
     shared = {key: value for key, value in values.items() if key not in _ABOVE}
+    if shared.get("method_settings"):
+        setting = next(iter(shared["method_settings"]))
+        raise InputError(f"method.{setting} is of no method in a comparison: say methods.ROW.{setting}")
     rows = _rows(values.get("methods") or ["naive"])
     for each in (*rows, *([] if name is None else [name])):
         # Each names a folder of the comparison's, and must not lead out of it.
