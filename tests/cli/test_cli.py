@@ -205,6 +205,17 @@ def test_options_override_what_rows_and_experiments_of_a_recipe_say(
         assert each["method"] != "ewc" or each["settings"]["strength"] == 3
 
 
+def test_a_row_of_one_experiment_is_run_there_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "recipe.yaml").write_text(
+        "methods: {naive: {}}\nepochs: 1\nstream: split\ndata: digits\n"
+        "experiments: {first: {scenario: task, methods: {separate: {}}}, second: {scenario: domain}}\n"
+    )
+    for methods, expected in {"separate": ["first"], "separate,naive": ["first", "first", "second"]}.items():
+        words = ["--methods", methods, "--out", str(tmp_path / methods), "--json"]
+        assert main(["compare", str(tmp_path / "recipe.yaml"), *QUICK, *words]) == 0
+        assert [each["experiment"] for each in json.loads(capsys.readouterr().out)] == expected
+
+
 def test_words_that_yaml_takes_for_truth_values_stay_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "recipe.yaml").write_text("method: {name: ewc, fisher: true}\n")
     assert main(["run", str(tmp_path / "recipe.yaml"), *QUICK, "--out", str(tmp_path / "out"), "--json"]) == 0

@@ -106,17 +106,19 @@ def _only_methods(values: Values, names: list[str]) -> Values:
     from lifelong.experiments.plan import merged
 
     rows = merged({}, {"methods": values.get("methods", {})})["methods"]
-    chosen = {name: rows.get(name, {}) for name in names}
+    inner = {row for own in (values.get("experiments") or {}).values() for row in ((own or {}).get("methods") or {})}
+    # A row of some experiments is not one of the others.
+    chosen = {name: rows.get(name, {}) for name in names if name in rows or name not in inner}
     kept = {**values, "methods": chosen}
     if "experiments" in values:
-        kept["experiments"] = {
-            name: {
-                **(own or {}),
-                "methods": {row: each for row, each in ((own or {}).get("methods") or {}).items() if row in names},
-            }
-            for name, own in values["experiments"].items()
-        }
+        own = {name: _only_rows(each or {}, names) for name, each in values["experiments"].items()}
+        kept["experiments"] = {name: each for name, each in own.items() if chosen or each["methods"]}
     return kept
+
+
+def _only_rows(experiment: Values, names: list[str]) -> Values:
+    rows = experiment.get("methods") or {}
+    return {**experiment, "methods": {row: each for row, each in rows.items() if row in names}}
 
 
 def _set_method(values: Values, name: str, value: object) -> Values:
