@@ -74,7 +74,9 @@ def trained(
         watch.on_loss = on_loss
     if on_step is not None:
         watch.on_step = on_step
-    for _ in loop.train(learner, Chain({"it": method, "watch": watch}), stream, build.schedule(made)):
+    # What stands alone is not chained with what watches it either.
+    chain = method if method.alone else Chain({"it": method, "watch": watch})
+    for _ in loop.train(learner, chain, stream, build.schedule(made)):
         pass
     return method, learner, stream
 

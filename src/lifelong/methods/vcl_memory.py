@@ -46,6 +46,9 @@ class VCLMemory(VCL):
 
     paper: ClassVar[str] = "ICLR 2020"
     keeps_samples: ClassVar[bool] = True
+    alone: ClassVar[str] = (
+        "its memory is taken out of a Gaussian over all weights, which others hold or leave out in part"
+    )
 
     memories: int = setting(50, "samples that are kept, of all tasks together", ge=1)
     keep: Literal["misfit", "random"] = setting("misfit", "which are kept: those that a Gaussian fits worst, or any")
