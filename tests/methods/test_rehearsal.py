@@ -23,7 +23,7 @@ from lifelong.methods import ER, GSS, MIR, BiC, Chain, ICaRL, Method, gradients
 from lifelong.methods.a_gem import project
 from lifelong.methods.bic import fitted
 from lifelong.methods.exemplars import herding
-from lifelong.methods.gem import dual
+from lifelong.methods.gem import dual, inner_products
 from lifelong.methods.gss import sample_gradients
 from lifelong.methods.method import transient
 from lifelong.streams import Stream
@@ -114,6 +114,14 @@ def test_gem_solves_with_memories_that_say_the_same() -> None:
     assert weights is not None
     found = gradient + memories.T @ weights
     torch.testing.assert_close(found, gradient + 0.2 * row, rtol=1e-6, atol=1e-6)
+
+
+def test_inner_products_are_over_all_of_the_parameters() -> None:
+    torch.manual_seed(0)
+    # The larger tensor goes through in pieces.
+    trees = [{"a": torch.randn(700, 600), "b": torch.randn(3)} for _ in range(3)]
+    rows = torch.stack([torch.cat([each["a"].flatten(), each["b"]]).double() for each in trees])
+    torch.testing.assert_close(inner_products(["a", "b"], trees), rows @ rows.T, rtol=1e-4, atol=1e-1)
 
 
 @pytest.mark.parametrize("scenario", ["task", "domain", "class"])

@@ -85,8 +85,11 @@ class GEM(Method):
 
 def inner_products(names: Sequence[str], trees: Sequence[Params]) -> Tensor:
     """Return the inner product of each two of `trees` over the tensors `names`, `[trees, trees]` float64."""
-    rows = (torch.stack([each[name].flatten() for each in trees]) for name in names)
-    return torch.stack([(each @ each.T).double() for each in rows]).sum(0)
+    found = []
+    for pieces in tree.blocks(names, *trees):
+        rows = torch.stack([torch.cat([each.flatten() for each in piece]) for piece in pieces])
+        found.append((rows @ rows.T).double())
+    return torch.stack(found).sum(0)
 
 
 def dual(gram: Tensor, inner: Tensor, margin: float) -> Tensor | None:
