@@ -105,3 +105,19 @@ def test_merging_imports_no_torch(models: Path) -> None:
     words = ["merge", "--rule", "ties", "--base", "base", "a", "b", "--out", "out"]
     found = subprocess.run([sys.executable, "-c", check, *words], check=True, capture_output=True, text=True)
     assert found.stdout.splitlines()[-1] == "False"
+
+
+def test_a_merge_and_an_inspection_write_pages(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["merge", "--rule", "ties", "--base", "base", "a", "b", "--out", "made", "--report"]
+    assert main([*words, "--evaluate", f"{sys.executable} -c print(0.5) {{}}", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["page"] == "made/report.html"
+    page = (models / "made" / "report.html").read_text()
+    for text in ("<h1>Merge of a, b</h1>", "merge_method: ties", "made (merged)", "0.5 (100.0%)", "Fingerprint"):
+        assert text in page
+    assert (models / "made" / "report" / "kept-by-layer.png").stat().st_size > 1000
+    assert main(["merge", "inspect", "a", "b", "--base", "base", "--merged", "made", "-o", "page.html"]) == 0
+    assert capsys.readouterr().out == "page.html\n"
+    one, two = ((models / folder / "kept-by-layer.csv").read_text() for folder in ("made/report", "page"))
+    assert one == two
+    assert main(["merge", "inspect", "a", "b", "-o", "page"]) == 2
+    assert "ends in .html" in capsys.readouterr().err

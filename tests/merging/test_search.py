@@ -142,6 +142,7 @@ def test_the_command(models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert main([*words, "--evaluate", f"{sys.executable} size.py {{}}", "--json"]) == 0
     shown = capsys.readouterr()
     assert len(json.loads(shown.out)["best"]) == 1
+    assert "Search over merges: 2 trials" in (models / "out" / "report.html").read_text()
     assert shown.err.count("trial ") == 2
     for more, says in {
         ("--evaluate", "true {}"): "must end in a number",

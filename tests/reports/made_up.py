@@ -92,3 +92,81 @@ def result(
 def comparison(seeds: int = 3, **changes: Any) -> list[dict[str, Any]]:
     """Return results of every made-up method, `seeds` times."""
     return [result(label, seed, **changes) for label in METHODS for seed in range(seeds)]
+
+
+def merge(experts: int = 2, layers: int = 3, **changes: Any) -> dict[str, Any]:
+    """Return what the page of a merge is made from, with `changes` over its fields."""
+    draw = random.Random(experts * layers)
+    names = [f"models/expert-{number}" for number in range(experts)]
+
+    def measured(name: str, layer: str, kind: str) -> dict[str, Any]:
+        cosine = draw.uniform(-0.2, 0.5)
+        rows = [[1.0 if i == j else cosine for j in range(experts + 1)] for i in range(experts + 1)]
+        return {
+            "name": name,
+            "layer": layer,
+            "kind": kind,
+            "shape": [8, 8],
+            "base_norm": 8.0,
+            "norms": [draw.uniform(0.1, 0.8) for _ in range(experts + 1)],
+            "cosines": rows,
+            "conflicts": draw.random(),
+            "kept": [draw.uniform(0, 1) for _ in range(experts)],
+        }
+
+    spots = [("embed", "", "embed.weight")]
+    spots += [(str(i), kind, f"layers.{i}.{kind}.weight") for i in range(layers) for kind in ("attn", "mlp")]
+    tensors = [measured(name, layer, kind) for layer, kind, name in spots]
+    roles = {"models/base": "base", **dict.fromkeys(names, "expert"), "models/out": "merged"}
+    made: dict[str, Any] = {
+        "models": [
+            {
+                "name": name,
+                "role": role,
+                "path": f"/{name}",
+                "tensors": len(tensors),
+                "numbers": 64 * len(tensors),
+                "bytes": 128 * len(tensors),
+                "formats": "BF16",
+                "fingerprint": f"{place:032x}",
+            }
+            for place, (name, role) in enumerate(roles.items())
+        ],
+        "experts": names,
+        "merged": "models/out",
+        "base": True,
+        "all": measured("all", "", ""),
+        "layers": [measured(layer, layer, "") for layer in dict.fromkeys(layer for layer, _, _ in spots)],
+        "kinds": tensors,
+        "tensors": tensors,
+        "recipe": "merge_method: ties\n",
+        "scores": {},
+        "normalised": {},
+        "surroundings": {"lifelong": "0.1.0"},
+    }
+    return {**made, **changes}
+
+
+def search(trials: int = 8, scores: tuple[str, ...] = ("films", "books"), **changes: Any) -> dict[str, Any]:
+    """Return what the page of a search is made from, with `changes` over its fields."""
+    draw = random.Random(trials)
+    tried = [
+        {
+            "number": number,
+            "values": {"models.0.weight": draw.random(), "merge_method": draw.choice(["ties", "linear"])},
+            "scores": {score: draw.random() for score in scores},
+        }
+        for number in range(trials)
+    ]
+    made: dict[str, Any] = {
+        "trials": tried,
+        "front": [0, 3],
+        "minimize": False,
+        "unknowns": [
+            {"name": "models.0.weight", "log": True, "choices": ()},
+            {"name": "merge_method", "log": False, "choices": ("ties", "linear")},
+        ],
+        "recipe": "merge_method: {choose: [ties, linear]}\n",
+        "surroundings": {"lifelong": "0.1.0"},
+    }
+    return {**made, **changes}

@@ -7,14 +7,14 @@ import re
 import shutil
 
 import pytest
-from reports.made_up import comparison, result
+from reports.made_up import comparison, merge, result, search
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from lifelong.reports import write_report
+from lifelong.reports import write_merge_report, write_report, write_search_report
 
 FLAGS = [
     "--headless=new",
@@ -135,3 +135,14 @@ def test_the_keyboard_reaches_the_results_first(browser, report):
     assert skip.location["x"] >= 0
     skip.send_keys(Keys.ENTER)
     assert browser.switch_to.active_element.get_attribute("id") == "main"
+
+
+@pytest.mark.parametrize("width", [1200, 390])
+@pytest.mark.parametrize(("write", "made", "count"), [(write_merge_report, merge, 5), (write_search_report, search, 3)])
+def test_pages_of_merges_are_drawn(browser, tmp_path, undrawn, write, made, count, width):
+    open_page(browser, write(made(), tmp_path / "report.html"), width=width)
+    assert browser.get_log("browser") == []
+    pictures = browser.find_elements(By.CSS_SELECTOR, ".chart svg")
+    assert len(pictures) == count
+    assert all(len(each.find_elements(By.CSS_SELECTOR, ".role-mark path")) > 1 for each in pictures)
+    assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")

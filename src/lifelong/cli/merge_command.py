@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lifelong.cli import merge_pages
 from lifelong.cli.arguments import Parser, Values
+from lifelong.cli.merge_pages import Scores
 from lifelong.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ def configure(parser: Parser) -> None:
         "lifelong merge RECIPE.yml OUT [options]\n"
         "       lifelong merge --rule RULE [--base MODEL] MODEL MODEL ... --out OUT [--rule.SETTING VALUE] [options]\n"
         "       lifelong merge --into DIR MODEL ... [--rule.SETTING VALUE] [options]\n"
-        "       lifelong merge inspect MODEL MODEL ... [--base MODEL] [--merged MODEL] [--json]\n"
+        "       lifelong merge inspect MODEL MODEL ... [--base MODEL] [--merged MODEL] [-o PAGE.html] [--json]\n"
         "       lifelong merge search RECIPE.yml --evaluate COMMAND --out OUT [--trials N] [--sampler tpe|cma]\n"
         "       lifelong merge extract BASE TUNED --out ADAPTER [--rank N | --energy SHARE]"
     )
@@ -43,6 +45,10 @@ def configure(parser: Parser) -> None:
     parser.add_argument("--minimize", action="store_true", help="search: smaller scores are better")
     parser.add_argument("--sampler", default="tpe", metavar="tpe|cma", help="search: how to draw (default tpe)")
     parser.add_argument("--seed", default="0", metavar="N", help="search: of the sampler (default 0)")
+    parser.add_argument(
+        "--report", action="store_true", help="read all again and write OUT/report.html: what came of it"
+    )
+    parser.add_argument("-o", "--output", metavar="PAGE.html", help="inspect: a page with charts instead of the table")
     parser.add_argument("--merged", metavar="MODEL", help="inspect: a merge of the models, to see what it kept of each")
     parser.add_argument("--rank", metavar="N", help="of an adapter that is extracted or merged")
     parser.add_argument(
@@ -91,7 +97,9 @@ def main(arguments: Namespace) -> int:
     _watch(running, len(plan.jobs))
     seconds = time.monotonic() - began
     scores = _scores(plan, out, arguments.evaluate) if arguments.evaluate else {}
-    _show(plan, out, seconds, scores, arguments.json)
+    shares = _normalised(plan, scores)
+    page = merge_pages.write_merge_page(plan, out, scores, shares, threads=threads) if arguments.report else None
+    _show(plan, out, seconds, scores, shares, page, arguments.json)
     return 0
 
 
@@ -102,7 +110,14 @@ def _inspect(arguments: Namespace) -> int:
 
     paths = arguments.paths[1:]
     base, merged = (open_model(Path(path)) if path else None for path in (arguments.base, arguments.merged))
-    found = list(inspect({path: open_model(Path(path)) for path in paths}, base, merged))
+    experts = {path: open_model(Path(path)) for path in paths}
+    found = list(inspect(experts, base, merged, threads=_count("threads", arguments.threads)))
+    if arguments.output:
+        models = {arguments.base: base, **experts, arguments.merged: merged}
+        given = {name: model for name, model in models.items() if name is not None and model is not None}
+        page = merge_pages.write_inspection_page(found, given, arguments.base, arguments.merged, Path(arguments.output))
+        print(json.dumps({"page": str(page)}) if arguments.json else page)
+        return 0
     if arguments.json:
         every = [dataclasses.asdict(each) for each in found]
         print(json.dumps({"models": paths, "all": dataclasses.asdict(overall(found)), "tensors": every}))
@@ -161,8 +176,9 @@ def _search(arguments: Namespace) -> int:
 
     if len(arguments.paths) != 2 or arguments.out is None or arguments.evaluate is None:
         raise InputError("search takes a recipe, --evaluate and --out")
+    recipe = read_yaml(Path(arguments.paths[1]))
     running = search(
-        read_yaml(Path(arguments.paths[1])),
+        recipe,
         functools.partial(evaluated, arguments.evaluate),
         Path(arguments.out),
         trials=_count("trials", arguments.trials) or 1,
@@ -177,12 +193,15 @@ def _search(arguments: Namespace) -> int:
         scores = ", ".join(f"{name} {score:.4g}" for name, score in each.scores.items())
         print(f"trial {each.number}: {scores}", file=sys.stderr)
     best = front(found, arguments.minimize)
+    page = merge_pages.write_search_page(recipe, Path(arguments.out), minimize=arguments.minimize)
     if arguments.json:
-        print(json.dumps({"out": arguments.out, "best": [dataclasses.asdict(each) for each in best]}))
+        listed = [dataclasses.asdict(each) for each in best]
+        print(json.dumps({"out": arguments.out, "best": listed, "page": str(page)}))
     else:
         print(
             f"{arguments.out}: {len(found)} merges tried now, best {', '.join(f'best-{each.number}' for each in best)}"
         )
+        print(page)
     return 0
 
 
@@ -293,7 +312,7 @@ def _watch(running: Iterator[Finished], tensors: int) -> None:
             bar.update(row, completed=each.done, description=each.name)
 
 
-def _scores(plan: Plan, out: Path, command: str) -> dict[str, dict[str, float]]:
+def _scores(plan: Plan, out: Path, command: str) -> Scores:
     """Return what the command says of every model that took part and of the merged one."""
     from lifelong.merging.evaluation import evaluated
 
@@ -303,16 +322,23 @@ def _scores(plan: Plan, out: Path, command: str) -> dict[str, dict[str, float]]:
     }
 
 
-def _show(plan: Plan, out: Path, seconds: float, scores: dict[str, dict[str, float]], as_json: bool) -> None:
+def _normalised(plan: Plan, scores: Scores) -> Scores:
+    """Return scores as shares of the best expert's."""
     from lifelong.merging.evaluation import normalised
 
     base = plan.recipe.get("base_model")
     experts = {name: each for name, each in scores.items() if name not in (base, "merged")}
-    shares = {name: normalised(each, experts) for name, each in scores.items()}
+    return {name: normalised(each, experts) for name, each in scores.items()}
+
+
+def _show(
+    plan: Plan, out: Path, seconds: float, scores: Scores, shares: Scores, page: Path | None, as_json: bool
+) -> None:
     written = sum(path.stat().st_size for path in out.glob("*.safetensors"))
     if as_json:
         shown = {"out": str(out), "tensors": len(plan.jobs), "bytes": written, "seconds": seconds}
-        print(json.dumps({**shown, **({"scores": scores, "normalised": shares} if scores else {})}))
+        more = {**({"scores": scores, "normalised": shares} if scores else {}), **({"page": str(page)} if page else {})}
+        print(json.dumps({**shown, **more}))
         return
     print(f"{out}: {len(plan.jobs)} tensors, {written:,} bytes, {seconds:.1f} s")
     for name, each in scores.items():
@@ -320,6 +346,8 @@ def _show(plan: Plan, out: Path, seconds: float, scores: dict[str, dict[str, flo
             f"{task} {score:.4g} ({shares[name][task]:.1%} of the best expert)" for task, score in each.items()
         )
         print(f"{name}: {spelled}")
+    if page:
+        print(page)
 
 
 def _bytes(text: str) -> int:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lifelong.errors import InputError, StateError
+from lifelong.errors import InputError
 from lifelong.merging import planning, safetensors
 from lifelong.merging.checkpoint import Checkpoint, Model, open_model
 from lifelong.merging.engine import MANIFEST
+from lifelong.merging.manifest import read
 from lifelong.merging.output import RUNNING
 from lifelong.merging.plan import Job, Plan, Source
 from lifelong.merging.recipe import Input, MergeRecipe, parsed
@@ -49,7 +49,7 @@ def added(folder: Path, experts: Sequence[Mapping[str, Any]]) -> Plan:
         InputError: no such folder, one that kept no state, or an expert that does not fit.
         StateError: the manifest of the folder is damaged.
     """
-    manifest = _manifest(folder)
+    manifest = read(folder)
     state = folder / f"{RUNNING}.safetensors"
     if not state.is_file():
         raise InputError(f"{folder} kept no state to add to: merge with --keep-running first")
@@ -67,17 +67,6 @@ def added(folder: Path, experts: Sequence[Mapping[str, Any]]) -> Plan:
     models = {name: model for name, model in whole.models.items() if name in names}
     expected = {name: each["sources"] for name, each in manifest["tensors"].items()}
     return dataclasses.replace(kept(whole), jobs=jobs, models=models, expected=expected)
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise InputError(f"{folder} is not the result of a merge: it has no {MANIFEST}")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        return {key: manifest[key] for key in ("recipe", "models", "tensors")}
-    except (ValueError, KeyError, TypeError):
-        raise StateError(f"{path} is damaged") from None
 
 
 def _stand_ins(recipe: MergeRecipe, manifest: Mapping[str, Any], merged: Checkpoint) -> dict[str, Model]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,9 @@ import numpy as np
 from lifelong.errors import InputError
 from lifelong.merging.checkpoint import Model
 from lifelong.merging.formats import floating
-from lifelong.merging.plan import common_names
-from lifelong.merging.rule import Array, Site, Stack
+from lifelong.merging.layers import Spot, spots
+from lifelong.merging.plan import Plan, common_names
+from lifelong.merging.rule import Array, Site, Stack, Values
 
 
 @dataclass(frozen=True)
@@ -62,26 +63,65 @@ def inspect(
         raise InputError("inspecting takes two models, or one and a base")
     every = {**experts, **({} if merged is None else {"the merged model": merged})}
     names = common_names({**({} if base is None else {"the base": base}), **every})
+    stacks = (_common(name, every, base) for name in names if floating(next(iter(every.values())).entry(name).dtype))
+    yield from _each(stacks, len(experts), threads)
+
+
+def inspect_merge(plan: Plan, merged: Model, *, threads: int | None = None) -> Iterator[Inspected]:
+    """Yield what the experts of a merge that has been run have in common, for each tensor that a rule made.
+
+    As `inspect`, for merges of slices, of adapters and of other vocabularies too: what is compared is what was merged.
+    Norms and the like are those of `experts_of(plan)`, in that order; 0 for one that took no part in a tensor.
+    """
+    experts = experts_of(plan)
+
+    def stacked() -> Iterator[Stack]:
+        for job in plan.jobs:
+            if job.rule is not None:
+                base = None if job.base is None else job.base.values
+                own = {source.model: source.values for source in job.experts}
+                # One that took no part stands where changes are counted from.
+                absent = base or _Mean(list(own.values()))
+                values = [own.get(name, absent) for name in experts]
+                yield Stack(job.name, absent, [*values, merged.values(job.name)])
+
+    yield from _each(stacked(), len(experts), threads)
+
+
+def experts_of(plan: Plan) -> list[str]:
+    """Return the models that a plan merges, without the base, in the order in which they are first met."""
+    return list(dict.fromkeys(source.model for job in plan.jobs if job.rule is not None for source in job.experts))
+
+
+@dataclass(frozen=True)
+class _Mean:
+    """The mean of the numbers of one tensor of several models."""
+
+    values: Sequence[Values]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values[0].shape
+
+    def read(self, start: int, stop: int) -> Array:
+        return np.mean([each.read(start, stop) for each in self.values], axis=0)
+
+
+def _common(name: str, every: Mapping[str, Model], base: Model | None) -> Stack:
+    """Return the tensor `name` of all models, checked to be of one shape."""
+    models = {**({} if base is None else {"the base": base}), **every}
+    shapes = {key: list(model.entry(name).shape) for key, model in models.items()}
+    if len({tuple(shape) for shape in shapes.values()}) > 1:
+        listed = ", ".join(f"{shape} in {key}" for key, shape in shapes.items())
+        raise InputError(f"tensor {name!r} has several shapes: {listed}")
+    return Stack(name, None if base is None else base.values(name), [model.values(name) for model in every.values()])
+
+
+def _each(stacks: Iterable[Stack], experts: int, threads: int | None) -> Iterator[Inspected]:
+    """Yield what is found in each of `stacks`; in each the first `experts` are experts, and one more is their merge."""
     with ThreadPoolExecutor(threads) as pool:
-        for name in names:
-            first = next(iter(every.values())).entry(name)
-            odd = {
-                key: list(model.entry(name).shape)
-                for key, model in every.items()
-                if model.entry(name).shape != first.shape
-            }
-            if odd or (base is not None and base.entry(name).shape != first.shape):
-                raise InputError(
-                    f"tensor {name!r} has several shapes: {list(first.shape)} and {odd or 'that of the base'}"
-                )
-            if floating(first.dtype):
-                stack = Stack(
-                    name,
-                    None if base is None else base.values(name),
-                    [model.values(name) for model in every.values()],
-                    lambda function, sites: list(pool.map(function, sites)),
-                )
-                yield _inspected(stack, len(experts))
+        for stack in stacks:
+            yield _inspected(replace(stack, mapper=lambda function, sites: list(pool.map(function, sites))), experts)
 
 
 def _inspected(stack: Stack, experts: int) -> Inspected:
@@ -107,8 +147,8 @@ def _inspected(stack: Stack, experts: int) -> Inspected:
     )
 
 
-def overall(found: Sequence[Inspected]) -> Inspected:
-    """Return the same measures over whole models: as of one tensor that is all of them, one behind the other."""
+def overall(found: Sequence[Inspected], name: str = "all") -> Inspected:
+    """Return the same measures over several tensors: as of one that is all of them, one behind the other."""
     norms = np.array([each.norms for each in found])
     gram = sum(np.outer(each.norms, each.norms) * np.array(each.cosines) for each in found)
     whole = np.sqrt((norms**2).sum(axis=0))
@@ -116,7 +156,7 @@ def overall(found: Sequence[Inspected]) -> Inspected:
     sizes = np.array([np.prod(each.shape, dtype=float) for each in found])
     experts = len(found[0].kept)
     return Inspected(
-        "all",
+        name,
         (int(sizes.sum()),),
         float(np.sqrt(sum(each.base_norm**2 for each in found))),
         tuple(whole.tolist()),
@@ -124,3 +164,18 @@ def overall(found: Sequence[Inspected]) -> Inspected:
         float(np.dot(sizes, [each.conflicts for each in found]) / max(1.0, sizes.sum())),
         tuple((gram[-1, :experts] / (safe[:experts] ** 2)).tolist()) if experts else (),
     )
+
+
+def by_layer(found: Sequence[Inspected], *, kinds: bool = False) -> list[tuple[Spot, Inspected]]:
+    """Return the same measures over each layer, in the order of the network.
+
+    Args:
+        found: in all tensors.
+        kinds: over each kind of tensor within a layer.
+    """
+    placed = spots([each.name for each in found])
+    groups: dict[Spot, list[Inspected]] = {}
+    for each in found:
+        spot = placed[each.name]
+        groups.setdefault(spot if kinds else replace(spot, kind=""), []).append(each)
+    return [(spot, overall(groups[spot], spot.layer)) for spot in sorted(groups)]

@@ -6,13 +6,16 @@ The first number between dots counts layers: `model.layers.12.mlp.up_proj.weight
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from lifelong.errors import InputError
 
 _NUMBERED = re.compile(r"^(.*?)\.(\d+)\.(.*)$")
+# What the names of tensors have in them that a network begins with.
+_BEGINNINGS = ("embed", "wte", "wpe", "patch", "stem")
 _COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "depth")
 
 
@@ -52,6 +55,67 @@ def depth_of(name: str, counts: Mapping[str, int]) -> float:
         return 0.0
     last = counts[place.stack] - 1
     return place.layer / last if last else 1.0
+
+
+def begins(name: str) -> bool:
+    """Return whether a tensor outside the layers belongs to what comes before them: files may have it anywhere."""
+    return any(word in name for word in _BEGINNINGS)
+
+
+@dataclass(frozen=True, order=True)
+class Spot:
+    """Where a tensor stands in a table of layers; spots sort as the network runs.
+
+    Args:
+        order: sorts layers: what comes before the stacks, each stack, and what comes after them.
+        layer: what the layer is called: its number, with its stack where there are several; the module, outside.
+        kind: what the tensor is part of within the layer, such as `self_attn` or `mlp`; empty outside the layers.
+    """
+
+    order: tuple[int, int]
+    layer: str
+    kind: str = ""
+
+
+def spots(names: Sequence[str]) -> dict[str, Spot]:
+    """Return where each tensor stands.
+
+    A kind is the first word of a tensor's name within the layer that tells it from others: of `self_attn.q_proj.weight`
+    and `mlp.up_proj.weight` the first, of `layer.0.wi.weight` and `layer.1.wi.weight` the second.
+    """
+    order = {stack: place for place, stack in enumerate(stacks(names))}
+    rests: dict[str, list[list[str]]] = {stack: [] for stack in order}
+    for place in map(place_of, names):
+        if place is not None:
+            rests[place.stack].append(place.rest.split("."))
+    depths = {stack: _shared(each) + 1 for stack, each in rests.items()}
+    first: dict[str, tuple[int, int]] = {}
+    found = {}
+    for index, name in enumerate(names):
+        place = place_of(name)
+        if place is None:
+            layer = _module(name, list(order), names)
+            found[name] = Spot(first.setdefault(layer, (-1 if begins(name) else len(order), index)), layer)
+        else:
+            layer = str(place.layer) if len(order) == 1 else f"{place.stack}.{place.layer}"
+            kind = ".".join(place.rest.split(".")[: depths[place.stack]])
+            found[name] = Spot((order[place.stack], place.layer), layer, kind)
+    return found
+
+
+def _module(name: str, stacks: Sequence[str], names: Sequence[str]) -> str:
+    """Return what a tensor outside the layers is part of: `norm` of `model.norm.weight` beside `model.layers`."""
+    module = name.rpartition(".")[0] or name
+    if len(stacks) > 1:
+        return module
+    beside = [stacks[0].split(".")] if stacks else [each.split(".") for each in names]
+    shared = _shared([module.split("."), *beside])
+    return module.split(".")[min(shared, module.count("."))]
+
+
+def _shared(names: Sequence[Sequence[str]]) -> int:
+    """Return with how many words all names begin alike."""
+    return sum(1 for _ in takewhile(lambda words: len(set(words)) == 1, zip(*names, strict=False)))
 
 
 def main_stack(names: Iterable[str], config: Mapping[str, Any], model: str) -> str:

@@ -43,9 +43,6 @@ CARRIED = (
 
 _VOCABULARIES = ("tokenizer.model", "merges.txt", "vocab.json", "vocab.txt", "added_tokens.json")
 
-# What the names of tensors have in them that a network begins with.
-_BEGINNINGS = ("embed", "wte", "wpe", "patch", "stem")
-
 # Settings of mergekit that say how it computes and change nothing of ours.
 _IGNORED = ("int8_mask",)
 
@@ -150,8 +147,8 @@ def _sliced(slices: Sequence[Slice], models: Mapping[str, Model]) -> list[_Tenso
     first = slices[0].sources[0].model
     places = {name: layers.place_of(name) for name in models[first]}
     outside = [name for name, place in places.items() if place is None or place.stack != mains[first]]
-    before = [name for name in outside if _begins(name)]
-    after = [name for name in outside if not _begins(name)]
+    before = [name for name in outside if layers.begins(name)]
+    after = [name for name in outside if not layers.begins(name)]
     found = [_Tensor(name, slices[0], 0.0, (name,) * len(slices[0].sources)) for name in before]
     layer = 0
     for each in slices:
@@ -161,11 +158,6 @@ def _sliced(slices: Sequence[Slice], models: Mapping[str, Model]) -> list[_Tenso
             found += _of_layer(each, models, mains, layer, offset, depth)
             layer += 1
     return found + [_Tensor(name, slices[-1], 0.0, (name,) * len(slices[-1].sources)) for name in after]
-
-
-def _begins(name: str) -> bool:
-    """Return whether a tensor outside the layers belongs to what comes before them: files may have it anywhere."""
-    return any(word in name for word in _BEGINNINGS)
 
 
 def _of_layer(

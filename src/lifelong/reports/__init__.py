@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from lifelong.reports.learning import write_report
 from lifelong.reports.markdown import write_markdown
-from lifelong.reports.page import write_report
+from lifelong.reports.merge import write_merge_report
+from lifelong.reports.search import write_search_report
 from lifelong.reports.table import print_table
 
-__all__ = ["print_table", "write_markdown", "write_report"]
+__all__ = ["print_table", "write_markdown", "write_merge_report", "write_report", "write_search_report"]

@@ -98,6 +98,11 @@ class Section:
         return self.experiment or f"{first['stream']} {first['data']}, {first['scenario']}-incremental"
 
     @property
+    def labels(self) -> list[str]:
+        """Of its rows."""
+        return [row.label for row in self.rows]
+
+    @property
     def seeds(self) -> list[int]:
         """Every seed that any row has finished."""
         return sorted({result["seed"] for row in self.rows for result in row.results})

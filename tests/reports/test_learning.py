@@ -14,7 +14,7 @@ import yaml
 from reports.made_up import comparison, result
 
 from lifelong.errors import InputError
-from lifelong.reports import page, write_report
+from lifelong.reports import learning, write_report
 from lifelong.reports.summary import sections
 
 NASTY = "</script><script>alert(1)</script><img src=x onerror=alert(2)>'\"&"
@@ -122,7 +122,7 @@ def test_the_recipe_on_the_page_makes_the_runs_again():
         for run in planned
     ]
     (section,) = sections(results)
-    again = plans.plan(yaml.safe_load(page.recipe(section)))
+    again = plans.plan(yaml.safe_load(learning.recipe(section)))
     assert [recipes.record(run.recipe) for run in again] == [recipes.record(run.recipe) for run in planned]
     assert [dataclasses.replace(run, recipe=None) for run in again] == [
         dataclasses.replace(run, recipe=None) for run in planned

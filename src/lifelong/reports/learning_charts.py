@@ -1,50 +1,17 @@
-"""The charts, one function each: Vega-Lite for the page, and the same drawn as PNG, SVG and PDF."""
+"""The charts of continual learning, one function each."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import altair as alt
-import vl_convert
 
+from lifelong.reports.chart import COLOURS, HEIGHT, WIDTH, Chart, Places, Records, as_spec, looks, loose
 from lifelong.reports.summary import Section, as_columns
 
-Records: TypeAlias = list[dict[str, Any]]
-Places: TypeAlias = Mapping[str, int]
-
-VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
-
-# Okabe and Ito's colours for all kinds of colour vision, less yellow and black: they vanish on white or dark.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
-_SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
-_DASHES = ((1, 0), (6, 3), (2, 2), (8, 3, 2, 3))  # the second seven methods are dashed, the third dotted ...
-_WIDTH, _HEIGHT = 640, 340
 _SIZES = (60, 900)  # of points, in square pixels
-_TEXT = {"labelFontSize": 12, "titleFontSize": 12}
-_PRINTED = {"background": "white", "font": "sans-serif", "axis": _TEXT, "legend": _TEXT, "header": _TEXT}
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A chart: what it shows in words, its data, and its Vega-Lite specification."""
-
-    name: str
-    title: str
-    description: str
-    records: Records
-    spec: dict[str, Any]
-
-    def drawn(self) -> dict[str, bytes]:
-        """Return the chart as `svg`, `png` and `pdf` on white, drawn without a browser."""
-        svg = vl_convert.vegalite_to_svg(self.spec, vl_version=VEGA_LITE, config=_PRINTED)
-        return {
-            "svg": svg.encode(),
-            "png": vl_convert.svg_to_png(svg, scale=2),
-            "pdf": vl_convert.svg_to_pdf(svg),
-        }
 
 
 def all_charts(section: Section, places: Places) -> list[Chart]:
@@ -70,13 +37,13 @@ def average_accuracy(section: Section, places: Places) -> Chart:
     low, mean = (
         alt.Y(f"{name}:Q", title="average accuracy", axis=alt.Axis(format="%"), scale=scale) for name in ("low", "mean")
     )
-    looks = _looks(section, places)
+    look = looks(section.labels, places)
     axis = alt.Axis(labelAngle=0, labelOverlap=True)
-    base = alt.Chart().encode(x=alt.X("task:O", title="tasks learned", axis=axis), color=looks["color"])
+    base = alt.Chart().encode(x=alt.X("task:O", title="tasks learned", axis=axis), color=look["color"])
     band = base.mark_area(opacity=0.15, clip=True).encode(y=low, y2="high:Q")
-    line = base.mark_line(strokeWidth=2).encode(y=mean, strokeDash=looks["strokeDash"])
+    line = base.mark_line(strokeWidth=2).encode(y=mean, strokeDash=look["strokeDash"])
     tips = _tooltips("mean", "low", "high", extra=["task:O", "seeds:Q"])
-    points = base.mark_point(filled=True, size=55, opacity=1).encode(y=mean, shape=looks["shape"], tooltip=tips)
+    points = base.mark_point(filled=True, size=55, opacity=1).encode(y=mean, shape=look["shape"], tooltip=tips)
     layers = [band.transform_filter("isValid(datum.low)")] if ends else []
     return Chart(
         "average-accuracy",
@@ -84,7 +51,7 @@ def average_accuracy(section: Section, places: Places) -> Chart:
         "A line a method: mean accuracy on the tasks learned so far, each task counting the same; bands are "
         "95 % intervals over seeds.",
         records,
-        _spec(alt.layer(*layers, line, points).properties(width=_WIDTH, height=_HEIGHT), records),
+        as_spec(alt.layer(*layers, line, points).properties(width=WIDTH, height=HEIGHT), records),
     )
 
 
@@ -117,7 +84,7 @@ def accuracy_matrices(section: Section, _: Places) -> Chart:
         "A map a method, means over seeds. Down a column, a task's accuracy from before any learning to the "
         "end: what darkens below the diagonal was forgotten.",
         records,
-        _spec(chart, records),
+        as_spec(chart, records),
     )
 
 
@@ -129,9 +96,9 @@ def stability_plasticity(section: Section, places: Places) -> Chart:
         if (old := row.estimate("old_accuracy")) and (new := row.estimate("new_accuracy"))
     ]
     chart = _scatter(
-        _looks(section, places),
-        x=alt.X("new:Q", title="plasticity: on the new task", axis=alt.Axis(format="%"), scale=_loose()),
-        y=alt.Y("old:Q", title="stability: on old tasks at the end", axis=alt.Axis(format="%"), scale=_loose()),
+        looks(section.labels, places),
+        x=alt.X("new:Q", title="plasticity: on the new task", axis=alt.Axis(format="%"), scale=loose()),
+        y=alt.Y("old:Q", title="stability: on old tasks at the end", axis=alt.Axis(format="%"), scale=loose()),
         size=alt.value(110),
         tooltip=_tooltips("new", "new_low", "new_high", "old", "old_low", "old_high"),
     )
@@ -141,7 +108,7 @@ def stability_plasticity(section: Section, places: Places) -> Chart:
         "Final accuracy on all tasks but the last, against that on a task right after learning it; best is "
         "at the upper right.",
         records,
-        _spec(chart, _dodged(records, "new", "old")),
+        as_spec(chart, _dodged(records, "new", "old")),
     )
 
 
@@ -161,12 +128,12 @@ def accuracy_cost(section: Section, places: Places) -> Chart:
     ]
     times = [record["seconds"] for record in records] or [0]
     log = 0 < 10 * min(times) < max(times)  # joint training can take many times as long as the others
-    scale = alt.Scale(type="log", padding=20) if log else _loose()
-    legend = alt.Legend(orient="bottom", symbolType="circle", symbolFillColor=_COLOURS[-1], tickCount=3)
+    scale = alt.Scale(type="log", padding=20) if log else loose()
+    legend = alt.Legend(orient="bottom", symbolType="circle", symbolFillColor=COLOURS[-1], tickCount=3)
     chart = _scatter(
-        _looks(section, places),
+        looks(section.labels, places),
         x=alt.X("seconds:Q", title="training time, seconds", axis=alt.Axis(format="~g"), scale=scale),
-        y=alt.Y("accuracy:Q", title="average accuracy at the end", axis=alt.Axis(format="%"), scale=_loose()),
+        y=alt.Y("accuracy:Q", title="average accuracy at the end", axis=alt.Axis(format="%"), scale=loose()),
         size=alt.Size("megabytes:Q", title="memory, MB", scale=alt.Scale(range=_SIZES), legend=legend),
         tooltip=[*_tooltips("accuracy", "accuracy_low", "accuracy_high"), "seconds:Q", "megabytes:Q"],
     )
@@ -175,30 +142,30 @@ def accuracy_cost(section: Section, places: Places) -> Chart:
         "Accuracy against cost",
         "Average accuracy at the end against training time; larger points are methods that keep more memory.",
         records,
-        _spec(chart, _dodged(records, "seconds", "accuracy", log=log)),
+        as_spec(chart, _dodged(records, "seconds", "accuracy", log=log)),
     )
 
 
-def _scatter(looks: Mapping[str, Any], *, x: alt.X, y: alt.Y, **encodings: Any) -> Any:
+def _scatter(look: Mapping[str, Any], *, x: alt.X, y: alt.Y, **encodings: Any) -> Any:
     base = alt.Chart().encode(x=x, y=y)
     points = base.mark_point(filled=True, opacity=0.85)
     align = alt.expr("datum.dx < 0 ? 'right' : 'left'")
     names = base.mark_text(align=align, dx=alt.expr("datum.dx"), dy=alt.expr("datum.dy"), fontSize=12)
     return alt.layer(
-        points.encode(color=looks["color"], shape=looks["shape"], **encodings), names.encode(text="label:N")
-    ).properties(width=_WIDTH, height=_HEIGHT)
+        points.encode(color=look["color"], shape=look["shape"], **encodings), names.encode(text="label:N")
+    ).properties(width=WIDTH, height=HEIGHT)
 
 
 def _dodged(records: Records, x: str, y: str, *, log: bool = False) -> Records:
     """Return `records` with `dx` and `dy`, which put each name beside its point, below others in its way."""
-    across = _pixels([math.log(each[x]) if log else each[x] for each in records], _WIDTH / 2)  # as on a phone
-    down = _pixels([-each[y] for each in records], _HEIGHT)
+    across = _pixels([math.log(each[x]) if log else each[x] for each in records], WIDTH / 2)  # as on a phone
+    down = _pixels([-each[y] for each in records], HEIGHT)
     largest = max((each.get("megabytes", 0) for each in records), default=0) or 1
     placed: list[tuple[float, float, float]] = []  # height from the top, left and right end of names
     moved = []
     for point, top, record in sorted(zip(across, down, records, strict=True), key=lambda each: each[1]):
         # Names of points on the far right stand to their left, or a narrow chart would cut them off.
-        side = -1 if point > 0.35 * _WIDTH else 1
+        side = -1 if point > 0.35 * WIDTH else 1
         left, right = sorted((point, point + side * 7 * len(record["label"])))
         height = top
         for other, other_left, other_right in sorted(placed):
@@ -215,25 +182,6 @@ def _pixels(values: list[float], length: float) -> list[float]:
     return [length * (value - low) / ((high - low) or 1) for value in values]
 
 
-def _looks(section: Section, places: Places) -> dict[str, Any]:
-    """Return the encodings that tell methods apart: by colour and shape, by dashes when colours run out."""
-    labels = [row.label for row in section.rows]
-
-    def scale(looks: Sequence[Any], repeat: int = 1) -> alt.Scale:
-        return alt.Scale(domain=labels, range=[looks[places[label] // repeat % len(looks)] for label in labels])
-
-    opaque = alt.Legend(symbolOpacity=1)  # or it would be as pale as the bands
-    return {
-        "color": alt.Color("label:N", title=None, sort=None, scale=scale(_COLOURS), legend=opaque),
-        "shape": alt.Shape("label:N", title=None, sort=None, scale=scale(_SHAPES)),
-        "strokeDash": alt.StrokeDash("label:N", title=None, sort=None, scale=scale(_DASHES, len(_COLOURS))),
-    }
-
-
-def _loose() -> alt.Scale:
-    return alt.Scale(zero=False, nice=False, padding=20)
-
-
 def _named(name: str, found: Any) -> dict[str, Any]:
     numbers = as_columns(found)
     return {name: numbers["mean"], f"{name}_low": numbers["low"], f"{name}_high": numbers["high"]}
@@ -241,10 +189,3 @@ def _named(name: str, found: Any) -> dict[str, Any]:
 
 def _tooltips(*shares: str, extra: Sequence[str] = ()) -> list[Any]:
     return ["label:N", *extra, *(alt.Tooltip(f"{share}:Q", format=".1%") for share in shares)]
-
-
-def _spec(chart: Any, records: Records) -> dict[str, Any]:
-    """Return the specification with its data, less the theme, which the page and the printed files decide."""
-    spec: dict[str, Any] = chart.properties(data=alt.InlineData(records)).to_dict()
-    aside = ("config", "$schema", "datasets")
-    return {key: value for key, value in spec.items() if key not in aside} | {"data": {"values": records}}

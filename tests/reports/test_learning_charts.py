@@ -5,7 +5,7 @@ import json
 import pytest
 from reports.made_up import METHODS, comparison, result
 
-from lifelong.reports import charts
+from lifelong.reports import learning_charts as charts
 from lifelong.reports.summary import sections
 
 PLACES = {label: place for place, label in enumerate(METHODS)}
