@@ -60,4 +60,4 @@ def _cell(value: Any) -> Cell:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return f"{value:.4g}", value
     text = value if isinstance(value, str) else json.dumps(value)
-    return text, text
+    return text, None
