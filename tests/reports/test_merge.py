@@ -66,7 +66,7 @@ def test_scores_are_shown_with_their_share_of_the_best(tmp_path, undrawn):
 
 
 def test_names_from_users_are_text(tmp_path, undrawn):
-    found = merge(recipe=NASTY, experts=[NASTY, "b"])
+    found = {**merge(recipe=NASTY), "experts": [NASTY, "b"]}
     text = write_merge_report(found, tmp_path / "page.html").read_text()
     assert "<script>alert" not in text
     assert "<img src=x" not in text

@@ -112,15 +112,16 @@ def _inspect(arguments: Namespace) -> int:
     base, merged = (open_model(Path(path)) if path else None for path in (arguments.base, arguments.merged))
     experts = {path: open_model(Path(path)) for path in paths}
     found = list(inspect(experts, base, merged, threads=_count("threads", arguments.threads)))
+    page = None
     if arguments.output:
-        models = {arguments.base: base, **experts, arguments.merged: merged}
-        given = {name: model for name, model in models.items() if name is not None and model is not None}
-        page = merge_pages.write_inspection_page(found, given, arguments.base, arguments.merged, Path(arguments.output))
-        print(json.dumps({"page": str(page)}) if arguments.json else page)
-        return 0
+        page = merge_pages.write_inspection_page(found, experts, base, merged, Path(arguments.output))
     if arguments.json:
         every = [dataclasses.asdict(each) for each in found]
-        print(json.dumps({"models": paths, "all": dataclasses.asdict(overall(found)), "tensors": every}))
+        shown = {"models": paths, "all": dataclasses.asdict(overall(found)), "tensors": every}
+        print(json.dumps({**shown, **({"page": str(page)} if page else {})}))
+        return 0
+    if page:
+        print(page)
         return 0
     from rich.console import Console
     from rich.table import Table

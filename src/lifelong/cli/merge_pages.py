@@ -56,24 +56,22 @@ def write_merge_page(plan: Plan, out: Path, scores: Scores, normalised: Scores, 
 
 
 def write_inspection_page(
-    found: Sequence[Inspected], models: Mapping[str, Model], base: str | None, merged: str | None, page: Path
+    found: Sequence[Inspected], experts: Mapping[str, Model], base: Model | None, merged: Model | None, page: Path
 ) -> Path:
-    """Write the page of models that are compared.
-
-    Args:
-        found: in each tensor.
-        models: by name: the base, if there is one, the experts, and their merge, if there is one.
-        base: the name of the base, or None.
-        merged: the name of the merge, or None.
-        page: where to.
-    """
+    """Write the page of models that are compared, as `inspection.inspect` found them, and return it."""
     from lifelong.reports import write_merge_report
 
-    roles = {name: "base" if name == base else "merged" if name == merged else "expert" for name in models}
+    given = [("base", base), *(("expert", each) for each in experts.values()), ("merged", merged)]
+    names = [str(base and base.path), *experts, str(merged and merged.path)]
+    rows = [
+        _described(name, role, model, None)
+        for name, (role, model) in zip(names, given, strict=True)
+        if model is not None
+    ]
     values = {
-        "models": [_described(name, roles[name], model, None) for name, model in models.items()],
-        "experts": [name for name, role in roles.items() if role == "expert"],
-        "merged": merged,
+        "models": rows,
+        "experts": list(experts),
+        "merged": None if merged is None else str(merged.path),
         "base": base is not None,
         **_measured(found),
         "recipe": None,

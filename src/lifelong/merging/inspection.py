@@ -78,12 +78,11 @@ def inspect_merge(plan: Plan, merged: Model, *, threads: int | None = None) -> I
     def stacked() -> Iterator[Stack]:
         for job in plan.jobs:
             if job.rule is not None:
-                base = None if job.base is None else job.base.values
                 own = {source.model: source.values for source in job.experts}
+                origin = _Mean(list(own.values())) if job.base is None else job.base.values
                 # One that took no part stands where changes are counted from.
-                absent = base or _Mean(list(own.values()))
-                values = [own.get(name, absent) for name in experts]
-                yield Stack(job.name, absent, [*values, merged.values(job.name)])
+                values = [own.get(name, origin) for name in experts]
+                yield Stack(job.name, origin, [*values, merged.values(job.name)])
 
     yield from _each(stacked(), len(experts), threads)
 

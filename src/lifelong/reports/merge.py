@@ -89,18 +89,19 @@ def short(names: Sequence[str]) -> list[str]:
 
 def _columns(found: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Return headings and cells of the table of models."""
-    measured, names = found["all"], [*found["experts"], found["merged"]]
+    measured = found["all"]
+    places = {("expert", name): place for place, name in enumerate(found["experts"])}
 
     def change(model: Mapping[str, Any]) -> Cell:
-        if model["name"] not in names or not measured["base_norm"]:
+        place = -1 if model["role"] == "merged" else places.get((model["role"], model["name"]))
+        if place is None or not measured["base_norm"]:
             return UNKNOWN
-        return _percent(measured["norms"][names.index(model["name"])] / measured["base_norm"], 2)
+        return _percent(measured["norms"][place] / measured["base_norm"], 2)
 
     def kept(model: Mapping[str, Any]) -> Cell:
-        if model["name"] not in found["experts"]:
-            return UNKNOWN
-        place = found["experts"].index(model["name"])
-        return _percent(measured["kept"][place], 1) if measured["norms"][place] else UNKNOWN
+        place = places.get((model["role"], model["name"]))
+        known = place is not None and measured["norms"][place]
+        return _percent(measured["kept"][place], 1) if known else UNKNOWN
 
     def of(key: str, text: Any) -> Any:
         return lambda model: UNKNOWN if model[key] is None else (text(model[key]), model[key])
