@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,14 +27,14 @@ def models(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def merged(models: Path, **recipe: object) -> Path:
+def merged(models: Path, recipe: dict[str, Any]) -> Path:
     plan = planning.plan(parsed(recipe), models)
     for _ in engine.merge(plan, models / "out", shard_bytes=10**9):
         pass
     return models / "out"
 
 
-TIES = {
+TIES: dict[str, Any] = {
     "merge_method": "ties",
     "base_model": "base",
     "models": [{"model": "a"}, {"model": "b"}],
@@ -42,7 +43,7 @@ TIES = {
 
 
 def test_layers_are_measured_as_one_long_vector(models: Path) -> None:
-    out = merged(models, **TIES)
+    out = merged(models, TIES)
     base, *others = (read(models / name) for name in ("base", "a", "b", "out"))
     opened = {name: open_model(models / name) for name in "ab"}
     found = list(inspect(opened, open_model(models / "base"), open_model(out)))
@@ -73,7 +74,7 @@ def test_kinds_of_a_layer_make_up_the_layer(models: Path) -> None:
 
 
 def test_a_merge_is_compared_as_it_was_made(models: Path) -> None:
-    out = merged(models, **TIES)
+    out = merged(models, TIES)
     plan = planning.plan(parsed(TIES), models)
     assert experts_of(plan) == ["a", "b"]
     direct = inspect({name: open_model(models / name) for name in "ab"}, open_model(models / "base"), open_model(out))
@@ -84,7 +85,7 @@ def test_a_model_that_took_no_part_in_a_layer_did_not_move_there(models: Path) -
     parts = [("a", [0, 2]), ("b", [1, 4])]
     slices = [{"sources": [{"model": name, "layer_range": layers}]} for name, layers in parts]
     recipe = {"merge_method": "task_arithmetic", "base_model": "base", "slices": slices}
-    out = merged(models, **recipe)
+    out = merged(models, recipe)
     found = inspect_merge(planning.plan(parsed(recipe), models), open_model(out))
     layers = {spot.layer: each for spot, each in by_layer(list(found))}
     assert len(read(out)) == 3 + 5 * 3
@@ -95,11 +96,11 @@ def test_a_model_that_took_no_part_in_a_layer_did_not_move_there(models: Path) -
 
 
 def test_fingerprints_tell_models_apart(models: Path) -> None:
-    inputs, result = fingerprints(read_manifest(merged(models, **TIES)))
+    inputs, result = fingerprints(read_manifest(merged(models, TIES)))
     assert list(inputs) == ["base", "a", "b"]
     assert len({*inputs.values(), result}) == 4
     (models / "out").rename(models / "before")
-    assert fingerprints(read_manifest(merged(models, **TIES))) == (inputs, result)
+    assert fingerprints(read_manifest(merged(models, TIES))) == (inputs, result)
 
 
 @pytest.mark.parametrize(

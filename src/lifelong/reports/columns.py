@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from lifelong.reports.summary import Estimate, Row, Section
 
-Cell: TypeAlias = tuple[str, float | None]  # what it says, and the number that it sorts by
+Cell: TypeAlias = tuple[str, float | str | None]  # what it says, and what it sorts by
 UNKNOWN: Cell = ("-", None)
 
 
