@@ -27,6 +27,9 @@ def main() -> None:
             meaning = field.metadata["meaning"].replace("|", "\\|")
             word = spelled.get(field.name, field.name)
             parts.append(f"| `{word}`{each} | `{settings.default_of(field)}` | {meaning} |\n")
+        if rule.ignored:
+            reasons = "; ".join(f"`{word}` ({reason})" for word, reason in rule.ignored.items())
+            parts.append(f"\nAccepted in recipes, and changing nothing: {reasons}.\n")
     Path(__file__).with_name("rules.md").write_text("".join(parts))
 
 

@@ -53,13 +53,13 @@ RULES: dict[str, type[Rule]] = {
     "della_linear": DELLALinear,
     "breadcrumbs": Breadcrumbs,
     "breadcrumbs_ties": BreadcrumbsTIES,
+    "model_stock": ModelStock,
     "sce": SCE,
     "sign_consensus": SignConsensus,
     "magmax": MagMax,
     "maxabs": MaxAbs,
     "randmix": RandMix,
     # of two models, number by number
-    "model_stock": ModelStock,
     "nearswap": NearSwap,
     "arcee_fusion": ArceeFusion,
     # by how alike task vectors are
