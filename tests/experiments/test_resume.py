@@ -126,7 +126,9 @@ def test_interrupted_says_how_to_go_on_and_goes_on_to_the_same_bits(tmp_path: Pa
     words = ["--method", "ewc", "--steps", "1000", "--checkpoint-every", "20"]
     assert main(["run", *SETTINGS, *words, "--out", str(tmp_path / "whole")]) == 0
     broken = tmp_path / "broken"
-    line = [sys.executable, "-m", "lifelong", "run", *SETTINGS, *words]
+    # A shell starts what runs behind it with interrupts ignored, and so would this test's process be started there.
+    foreground = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    line = [sys.executable, "-c", f"{foreground}from lifelong.cli import entry; entry()", "run", *SETTINGS, *words]
     process = subprocess.Popen([*line, "--out", str(broken)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         wait_for(broken, 60, lambda: process.poll() is None)
