@@ -39,8 +39,9 @@ def load_trunk(trunk: nn.Module, content: bytes, name: str) -> None:
     live, known = tree.weights(trunk), trunk.state_dict().keys()
     # Buffers that are not persistent may be in a file, and tied tensors under each of their names: neither must be.
     missing = [each for each in live if each in known and each not in found]
-    extra = [each for each in found if each not in live and each not in known]
-    shared = {each: tensor for each, tensor in found.items() if each in live}
+    # The order of a file's tensors differs from one reading to the next.
+    extra = sorted(each for each in found if each not in live and each not in known)
+    shared = {each: found[each] for each in live if each in found}
     unlike = [
         f"{each} ({_kind(tensor)}, not {_kind(live[each])})"
         for each, tensor in shared.items()
