@@ -86,7 +86,7 @@ class GEM(Method):
 def inner_products(names: Sequence[str], trees: Sequence[Params]) -> Tensor:
     """Return the inner product of each two of `trees` over the tensors `names`, `[trees, trees]` float64."""
     found = []
-    for pieces in tree.blocks(names, *trees):
+    for pieces in tree.blocks(names, *trees, together=len(trees)):
         for tensors in zip(*pieces, strict=True):
             rows = torch.stack([each.flatten() for each in tensors])
             found.append((rows @ rows.T).double())
