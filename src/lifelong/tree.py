@@ -110,7 +110,7 @@ def copy_(target: Params, source: Params) -> None:
         torch._foreach_copy_(leaves(target, names), leaves(source, names))
 
 
-def blocks(names: Iterable[str], *trees: Params) -> Iterator[list[list[Tensor]]]:
+def blocks(names: Iterable[str], *trees: Params, together: int = 1) -> Iterator[list[list[Tensor]]]:
     """Yield views of `trees`, each as a list, in the pieces that several operations in a row should treat at a time.
 
     On the CPU these are at most `_PIECE` numbers of one tensor, so that what lies between two operations stays in the
@@ -120,6 +120,7 @@ def blocks(names: Iterable[str], *trees: Params) -> Iterator[list[list[Tensor]]]
     Args:
         names: of the tensors to go through, which every tree has.
         trees: of like shapes and devices; writing to a view writes to the tree.
+        together: copies of how many pieces should fit where one does.
     """
     listed = [[tree[name] for tree in trees] for name in names]
     if not listed:
@@ -127,12 +128,13 @@ def blocks(names: Iterable[str], *trees: Params) -> Iterator[list[list[Tensor]]]
     if listed[0][0].device.type != "cpu":
         yield [list(column) for column in zip(*listed, strict=True)]
         return
+    most = max(1, _PIECE // together)
     for tensors in listed:
         size = tensors[0].numel()
-        if size <= _PIECE or not tensors[0].dim():
+        if size <= most or not tensors[0].dim():
             yield [[tensor] for tensor in tensors]
             continue
-        rows = max(1, _PIECE * len(tensors[0]) // size)
+        rows = max(1, most * len(tensors[0]) // size)
         for pieces in zip(*(tensor.split(rows) for tensor in tensors), strict=True):
             yield [[piece] for piece in pieces]
 

@@ -57,6 +57,5 @@ def project(current: Params, reference: Params) -> Tensor:
     inner = tree.dot(current, shared)
     if inner < 0:
         length = tree.dot(shared, shared)
-        for gradient, direction in tree.blocks(current, current, shared):
-            torch._foreach_add_(gradient, torch._foreach_mul(direction, -inner / length))
+        torch._foreach_add_(list(current.values()), list(shared.values()), alpha=-float(inner / length))
     return inner

@@ -86,9 +86,10 @@ class GEM(Method):
 def inner_products(names: Sequence[str], trees: Sequence[Params]) -> Tensor:
     """Return the inner product of each two of `trees` over the tensors `names`, `[trees, trees]` float64."""
     found = []
-    for pieces in tree.blocks(names, *trees):
-        rows = torch.stack([torch.cat([each.flatten() for each in piece]) for piece in pieces])
-        found.append((rows @ rows.T).double())
+    for pieces in tree.blocks(names, *trees, together=len(trees)):
+        for tensors in zip(*pieces, strict=True):
+            rows = torch.stack([each.flatten() for each in tensors])
+            found.append((rows @ rows.T).double())
     return torch.stack(found).sum(0)
 
 
