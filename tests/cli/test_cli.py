@@ -436,6 +436,8 @@ def test_results_that_are_damaged(content: str, tmp_path: Path, capsys: pytest.C
     assert "result.json" in refused(capsys, "report", str(tmp_path))
     (tmp_path / "results.json").write_text(content)
     assert "results.json" in refused(capsys, "report", str(tmp_path))
+    (tmp_path / "report.json").write_text(content)
+    assert "report.json" in refused(capsys, "report", str(tmp_path))
 
 
 def test_a_disk_that_fills_up_in_the_middle_keeps_what_is_done(

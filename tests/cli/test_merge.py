@@ -115,6 +115,15 @@ def test_a_merge_and_an_inspection_write_pages(models: Path, capsys: pytest.Capt
     for text in ("<h1>Merge of a, b</h1>", "merge_method: ties", "made (merged)", "0.5 (100.0%)", "Fingerprint"):
         assert text in page
     assert (models / "made" / "report" / "kept-by-layer.png").stat().st_size > 1000
+    # The models are not read again.
+    (models / "base").rename(models / "elsewhere")
+    assert main(["report", "made", "-o", "again.html"]) == 0
+    moved = page.replace("folder report beside", "folder again beside").replace("report/", "again/")
+    assert (models / "again.html").read_text() == moved
+    (models / "elsewhere").rename(models / "base")
+    capsys.readouterr()
+    assert main(["report", "made", "-o", "again.md"]) == 2
+    assert "ends in .html" in capsys.readouterr().err
     assert main(["merge", "inspect", "a", "b", "--base", "base", "--merged", "made", "-o", "page.html"]) == 0
     assert capsys.readouterr().out == "page.html\n"
     one, two = ((models / folder / "kept-by-layer.csv").read_text() for folder in ("made/report", "page"))

@@ -27,7 +27,7 @@ def write_merge_page(plan: Plan, out: Path, scores: Scores, normalised: Scores, 
 
     from lifelong.merging import inspection, manifest
     from lifelong.merging.checkpoint import open_model
-    from lifelong.reports import write_merge_report
+    from lifelong.reports import write_page_and_values
 
     merged = open_model(out)
     said = manifest.read(out)
@@ -52,14 +52,14 @@ def write_merge_page(plan: Plan, out: Path, scores: Scores, normalised: Scores, 
         "normalised": normalised,
         "surroundings": _surroundings(),
     }
-    return write_merge_report(values, out / "report.html")
+    return write_page_and_values("merge", values, out / "report.html")
 
 
 def write_inspection_page(
     found: Sequence[Inspected], experts: Mapping[str, Model], base: Model | None, merged: Model | None, page: Path
 ) -> Path:
     """Write the page of models that are compared, as `inspection.inspect` found them, and return it."""
-    from lifelong.reports import write_merge_report
+    from lifelong.reports import write_page_and_values
 
     given = [("base", base), *(("expert", each) for each in experts.values()), ("merged", merged)]
     names = [str(base and base.path), *experts, str(merged and merged.path)]
@@ -79,7 +79,7 @@ def write_inspection_page(
         "normalised": {},
         "surroundings": _surroundings(),
     }
-    return write_merge_report(values, page)
+    return write_page_and_values("merge", values, page)
 
 
 def write_search_page(recipe: Mapping[str, Any], out: Path, *, minimize: bool) -> Path:
@@ -87,7 +87,7 @@ def write_search_page(recipe: Mapping[str, Any], out: Path, *, minimize: bool) -
     import yaml
 
     from lifelong.merging.search import TRIALS, Tried, front, unknowns
-    from lifelong.reports import write_search_report
+    from lifelong.reports import write_page_and_values
 
     trials = json.loads((out / TRIALS).read_text(encoding="utf-8"))
     values = {
@@ -98,7 +98,7 @@ def write_search_page(recipe: Mapping[str, Any], out: Path, *, minimize: bool) -
         "recipe": yaml.safe_dump(dict(recipe), sort_keys=False),
         "surroundings": _surroundings(),
     }
-    return write_search_report(values, out / "report.html")
+    return write_page_and_values("search", values, out / "report.html")
 
 
 def _measured(found: Sequence[Inspected]) -> dict[str, Any]:

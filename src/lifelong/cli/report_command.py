@@ -1,4 +1,4 @@
-"""`lifelong report`: the table and the page of runs that are finished, without their code or data."""
+"""`lifelong report`: the table and the page of what is finished, runs or merges, without their code or data."""
 
 from __future__ import annotations
 
@@ -12,30 +12,50 @@ from lifelong.errors import InputError
 
 def configure(parser: Parser) -> None:
     """Declare the options."""
-    parser.add_argument("folder", help="what `lifelong compare` or `lifelong run` wrote")
-    parser.add_argument("-o", "--output", help="the page; DIR/report.html by default; FILE.md for tables alone")
+    parser.add_argument("folder", help="what `lifelong compare`, `run` or `merge --report` wrote")
+    parser.add_argument("-o", "--output", help="the page; DIR/report.html by default; FILE.md for the tables of runs")
     parser.add_argument("--json", action="store_true", help="the results as one JSON document instead of the table")
 
 
 def main(arguments: Namespace) -> int:
     """Draw; returns the exit status."""
+    folder = Path(arguments.folder)
+    out = Path(arguments.output) if arguments.output else folder / "report.html"
+    if (folder / "report.json").is_file():
+        return _again(folder / "report.json", out, arguments.json)
+    return _runs(folder, out, arguments.json)
+
+
+def _again(kept: Path, out: Path, as_json: bool) -> int:
+    """Draw a page of which the values are kept."""
+    from lifelong.reports import PAGES, read_values
+
+    kind, values = read_values(kept)
+    if out.suffix == ".md":
+        raise InputError(f"{out}: the page of a {kind} has no form in Markdown, so give a name that ends in .html")
+    page = PAGES[kind](values, out)
+    print(json.dumps(values) if as_json else page)
+    return 0
+
+
+def _runs(folder: Path, out: Path, as_json: bool) -> int:
+    """Draw the page of runs, from their results."""
     from rich.console import Console
 
     from lifelong.experiments.result import read, read_all
     from lifelong.reports import print_table, write_markdown, write_report
 
-    folder = Path(arguments.folder)
     if (folder / "results.json").is_file():
         found = read_all(folder / "results.json")
     elif (folder / "result.json").is_file():
         found = [read(folder / "result.json")]
     else:
         raise InputError(
-            f"{folder} holds neither results.json nor result.json: give a folder that a run has finished in"
+            f"{folder} holds neither results.json nor result.json nor report.json: "
+            "give a folder that a run or `lifelong merge --report` has finished in"
         )
-    out = Path(arguments.output) if arguments.output else folder / "report.html"
     page = write_markdown(found, out) if out.suffix == ".md" else write_report(found, out)
-    if arguments.json:
+    if as_json:
         print(json.dumps(found))
     else:
         print_table(found, Console())
