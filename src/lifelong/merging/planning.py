@@ -248,7 +248,10 @@ def _statistics(
     for each in experts:
         if each.model not in known:
             path = _statistics_path(models[each.model], rule)
-            raise InputError(f"{each.model} has no {kind} statistics, which the rule needs: expected {path}")
+            raise InputError(
+                f"{each.model} has no {kind} statistics, which the rule needs: expected {path} "
+                f"(`lifelong merge statistics` writes it for text classifiers, lifelong.merging.collect for others)"
+            )
     check_presence(experts[0].name, kind, [each.name in known[each.model] for each in experts])
     return tuple(
         Source(described(each.model, kind), each.name, known[each.model].values(each.name))
