@@ -8,24 +8,39 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from merging.models import read, tensors, write
+import safetensors.numpy
+from merging.models import read, tensors, write, write_file
 
 from lifelong.cli import main
 from lifelong.merging.engine import MANIFEST
 from lifelong.merging.rule import Folding
 from lifelong.merging.rules import RULES
+from lifelong.merging.statistics import path_of
 
 FOLDING = [name for name, rule in RULES.items() if issubclass(rule, Folding)]
 
 
-@pytest.fixture
-def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    base = tensors(0, rows=4000)
+@pytest.fixture(params=["BF16"])
+def models(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    base = tensors(0, dtype=request.param, rows=4000)
     write(tmp_path / "base", base)
     for seed, name in enumerate("abcd", 1):
-        write(tmp_path / name, tensors(seed, base, rows=4000), shards=seed % 3 + 1)
+        write(tmp_path / name, tensors(seed, base, dtype=request.param, rows=4000), shards=seed % 3 + 1)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def informed(model: Path, kind: str, seed: int) -> None:
+    """Write statistics of a model: of the weights inside its layers, in their shapes or as Gram matrices."""
+    random = np.random.default_rng(seed)
+    shapes = {name: each.shape for name, each in read(model).items() if each.ndim == 2 and "layers" in name}
+    made = {name: random.standard_normal((30, shape[1])) for name, shape in shapes.items()}
+    grams = {name: (each.T @ each / 30).astype(np.float32) for name, each in made.items()}
+    # Some that matter to nobody, and some to a few.
+    squares = {name: random.gamma(0.1, size=shape).astype(np.float32) for name, shape in shapes.items()}
+    cared = {name: np.where(each > 0.01, each, 0) for name, each in squares.items()}
+    (model / "statistics").mkdir(exist_ok=True)
+    write_file(path_of(model, kind), {"gram": grams, "fisher": cared}[kind])
 
 
 def merge(*words: str) -> None:
@@ -38,8 +53,12 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return capsys.readouterr().err
 
 
+@pytest.mark.parametrize("models", ["BF16", "F64"], indirect=True)
 @pytest.mark.parametrize("rule", FOLDING)
 def test_one_at_a_time_is_all_at_once(rule: str, models: Path) -> None:
+    if kind := RULES[rule].statistic:
+        for seed, name in enumerate("abcd"):
+            informed(models / name, kind, seed)
     words = ["--rule", rule, *(["--base", "base"] if RULES[rule].needs_base else [])]
     weighted = "weight" in RULES[rule].per_expert
     merge(*words, *"abcd", "--out", "whole", *(["--rule.weight", "1,2,0.3,0.7"] if weighted else []))
@@ -52,6 +71,23 @@ def test_one_at_a_time_is_all_at_once(rule: str, models: Path) -> None:
     manifests = [json.loads((models / each / MANIFEST).read_text()) for each in ("whole", "grown")]
     assert manifests[0]["tensors"] == manifests[1]["tensors"]
     assert sorted(path.name for path in models.iterdir()) == ["a", "b", "base", "grown", "whole"]
+
+
+def test_statistics_that_only_some_experts_have_are_refused(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed, name in enumerate("abc"):
+        informed(models / name, "fisher", seed)
+    merge("--rule", "fisher", "a", "b", "--out", "grown", "--keep-running")
+    assert "d has no fisher statistics" in refused(capsys, "--into", "grown", "d")
+    own = safetensors.numpy.load_file(path_of(models / "c", "fisher"))
+    lacking = next(iter(own))
+    for changed in (
+        {name: each for name, each in own.items() if name != lacking},
+        {**own, "lm_head.weight": own[lacking]},
+    ):
+        write_file(path_of(models / "c", "fisher"), changed)
+        said = refused(capsys, "--into", "grown", "c")
+        assert lacking in said or "lm_head.weight" in said
+        assert "fisher statistics, and c" in said
 
 
 def test_the_state_does_not_grow(models: Path) -> None:

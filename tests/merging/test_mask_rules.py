@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 
 import lifelong
 from lifelong.errors import InputError
-from lifelong.merging.modulators import Modulator, modulated, modulators
+from lifelong.merging.modulators import Modulator, load, modulated, modulators, save
 from lifelong.merging.rules.consensus import Consensus
 from lifelong.merging.rules.emr import EMR
 
@@ -114,3 +116,31 @@ def test_a_modulator_of_another_model_is_refused() -> None:
     shared = lifelong.merge("emr", base, experts)
     with pytest.raises(InputError, match="mask of tensor 'a' is of another size"):
         modulated(base, shared, Modulator({"a": np.zeros(9, np.uint8)}, 1.0))
+
+
+def test_a_modulator_on_disk(tmp_path: Path) -> None:
+    base, experts = trees()
+    shared = lifelong.merge("emr", base, experts)
+    for expert in modulators(base, experts, shared):
+        path = save(tmp_path / "modulators" / "a.safetensors", expert)
+        found = load(path)
+        assert found.rescaler == expert.rescaler
+        for name, tensor in modulated(base, shared, expert).items():
+            np.testing.assert_array_equal(modulated(base, shared, found)[name], tensor)
+    assert [each.name for each in path.parent.iterdir()] == ["a.safetensors"]
+    # What any reader of the format finds: one bit a number, the first one highest.
+    bits = np.unpackbits(safetensors.numpy.load_file(path)["b"])
+    agrees = (experts[-1]["b"] - base["b"]) * (shared["b"] - base["b"]) > 0
+    np.testing.assert_array_equal(bits[: base["b"].size], agrees)
+
+
+def test_a_file_that_is_no_modulator_is_refused(tmp_path: Path) -> None:
+    path, masks = tmp_path / "a.safetensors", {"a": np.zeros(2, np.uint8)}
+    good = {"format": "lifelong-modulator", "bits": "big", "rescaler": "0.5"}
+    safetensors.numpy.save_file(masks, path, good)
+    assert load(path).rescaler == 0.5
+    wrong = [(masks, {**good, "rescaler": "nan"}), (masks, {**good, "bits": "little"}), (masks, {"format": "pt"})]
+    for tensors, metadata in [*wrong, ({"a": np.zeros(2, np.float32)}, good)]:
+        safetensors.numpy.save_file(tensors, path, metadata)
+        with pytest.raises(InputError, match="is no modulator"):
+            load(path)

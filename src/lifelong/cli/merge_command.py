@@ -34,7 +34,8 @@ def configure(parser: Parser) -> None:
         "       lifelong merge --into DIR MODEL ... [--rule.SETTING VALUE] [options]\n"
         "       lifelong merge inspect MODEL MODEL ... [--base MODEL] [--merged MODEL] [-o PAGE.html] [--json]\n"
         "       lifelong merge search RECIPE.yml --evaluate COMMAND --out OUT [--trials N] [--sampler tpe|cma]\n"
-        "       lifelong merge extract BASE TUNED --out ADAPTER [--rank N | --energy SHARE]"
+        "       lifelong merge extract BASE TUNED --out ADAPTER [--rank N | --energy SHARE]\n"
+        "       lifelong merge statistics MODEL --rule fisher|regmean --data TABLE [--column NAME] [--samples N]"
     )
     parser.add_argument("paths", nargs="*", metavar="PATH", help="a recipe as mergekit has it, and OUT; or models")
     parser.add_argument("--rule", help="how to merge, where there is no recipe; `lifelong list rules` shows them")
@@ -44,7 +45,7 @@ def configure(parser: Parser) -> None:
     parser.add_argument("--trials", metavar="N", default="50", help="search: merges to try (default 50)")
     parser.add_argument("--minimize", action="store_true", help="search: smaller scores are better")
     parser.add_argument("--sampler", default="tpe", metavar="tpe|cma", help="search: how to draw (default tpe)")
-    parser.add_argument("--seed", default="0", metavar="N", help="search: of the sampler (default 0)")
+    parser.add_argument("--seed", default="0", metavar="N", help="search, statistics: of what is drawn (default 0)")
     parser.add_argument(
         "--report", action="store_true", help="read all again and write OUT/report.html: what came of it"
     )
@@ -53,6 +54,14 @@ def configure(parser: Parser) -> None:
     parser.add_argument("--rank", metavar="N", help="of an adapter that is extracted or merged")
     parser.add_argument(
         "--energy", metavar="SHARE", help="extract: share of each squared change to reach (default 0.9)"
+    )
+    parser.add_argument(
+        "--data", metavar="TABLE", help="statistics: texts of the model's own task; CSV, JSONL, Parquet"
+    )
+    parser.add_argument("--column", metavar="NAME", default="text", help="statistics: that holds texts (default text)")
+    parser.add_argument("--samples", metavar="N", default="256", help="statistics: texts to draw (default 256)")
+    parser.add_argument(
+        "--tokens", metavar="N", default="128", help="statistics: tokens read of each text (default 128)"
     )
     parser.add_argument("--into", metavar="DIR", help="add the models to an earlier result that was kept running")
     parser.add_argument("--keep-running", action="store_true", help="store what adding models later will need")
@@ -72,7 +81,7 @@ def main(arguments: Namespace) -> int:
     """Merge; returns the exit status."""
     from lifelong.merging import engine
 
-    others = {"inspect": _inspect, "extract": _extract, "search": _search}
+    others = {"inspect": _inspect, "extract": _extract, "search": _search, "statistics": _statistics}
     if arguments.paths and arguments.paths[0] in others:
         return others[arguments.paths[0]](arguments)
     if (
@@ -185,7 +194,7 @@ def _search(arguments: Namespace) -> int:
         trials=_count("trials", arguments.trials) or 1,
         minimize=arguments.minimize,
         sampler=arguments.sampler,
-        seed=int(arguments.seed) if arguments.seed.isdecimal() else _refuse_seed(arguments.seed),
+        seed=_seed(arguments.seed),
         resume=arguments.resume,
     )
     found = []
@@ -206,8 +215,36 @@ def _search(arguments: Namespace) -> int:
     return 0
 
 
-def _refuse_seed(text: str) -> int:
-    raise InputError(f"seed = {text!r} must be a number, at least 0")
+def _statistics(arguments: Namespace) -> int:
+    """Collect what a rule must know of a model beside its weights, and write it beside them."""
+    from lifelong.errors import unknown
+    from lifelong.merging import collect, texts
+    from lifelong.merging.rules import RULES
+
+    if len(arguments.paths) != 2 or arguments.rule is None or arguments.data is None:
+        raise InputError("statistics takes one model, --rule and --data")
+    if arguments.rule not in RULES:
+        raise unknown("merge rule", arguments.rule, RULES)
+    kind = RULES[arguments.rule].statistic
+    if not kind:
+        able = " and ".join(name for name, rule in RULES.items() if rule.statistic)
+        raise InputError(f"rule {arguments.rule} needs no statistics; {able} do")
+    model, seed = Path(arguments.paths[1]), _seed(arguments.seed)
+    samples, longest = _count("samples", arguments.samples) or 1, _count("tokens", arguments.tokens) or 1
+    drawn = texts.read(Path(arguments.data), arguments.column, samples, seed)
+    found = texts.statistics(model, kind, drawn, longest=longest)
+    path = collect.save(model, kind, found)
+    if arguments.json:
+        print(json.dumps({"out": str(path), "samples": len(drawn), "tensors": len(found)}))
+    else:
+        print(f"{path}: {kind} statistics of {len(found)} tensors from {len(drawn)} texts")
+    return 0
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise InputError(f"seed = {text!r} must be a number, at least 0")
+    return int(text)
 
 
 def _merge_adapters(arguments: Namespace) -> int:

@@ -43,7 +43,7 @@ def read(found: tuple[Path, Path | None], name: str, target: str | None) -> Data
         InputError: a file that cannot be read, a missing column, text among the features, or values that are missing.
     """
     train_path, test_path = found
-    table = _table(train_path)
+    table = read_table(train_path)
     column = _target(train_path, list(table.columns), target)
     try:
         classes = tuple(str(each) for each in sorted(table[column].dropna().unique()))
@@ -56,11 +56,12 @@ def read(found: tuple[Path, Path | None], name: str, target: str | None) -> Data
     if test_path is None:
         first, held = divided(*train)
         return from_tensors(first, held, name=name, classes=classes)
-    test = _samples(test_path, _table(test_path), features, column, classes)
+    test = _samples(test_path, read_table(test_path), features, column, classes)
     return from_tensors(train, test, name=name, classes=classes)
 
 
-def _table(path: Path) -> Any:
+def read_table(path: Path) -> Any:
+    """Return the rows of the CSV, JSONL or Parquet file at `path`."""
     import pandas
 
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ from typing import Any
 from lifelong.errors import InputError
 from lifelong.merging import planning, safetensors
 from lifelong.merging.checkpoint import Checkpoint, Model, open_model
-from lifelong.merging.engine import MANIFEST
+from lifelong.merging.engine import MANIFEST, part_name
 from lifelong.merging.manifest import read
 from lifelong.merging.output import RUNNING
 from lifelong.merging.plan import Job, Plan, Source
 from lifelong.merging.recipe import Input, MergeRecipe, parsed
 from lifelong.merging.rule import Folding
 from lifelong.merging.rules import RULES
+from lifelong.merging.statistics import described
 
 
 def kept(plan: Plan) -> Plan:
@@ -63,7 +65,9 @@ def added(folder: Path, experts: Sequence[Mapping[str, Any]]) -> Plan:
     whole = planning.plan(recipe, stand_ins=_stand_ins(before, manifest, merged))
     running = Checkpoint(state, (file := safetensors.read(state),), dict.fromkeys(file.entries, file))
     jobs = tuple(_continued(job, running, len(inputs)) for job in whole.jobs)
-    names = {source.model for job in jobs for source in job.sources}
+    for job in jobs:
+        _check_statistics(job, manifest["tensors"][job.name]["sources"], before.names())
+    names = {source.model for job in jobs for source in (*job.sources, *job.statistics)}
     models = {name: model for name, model in whole.models.items() if name in names}
     expected = {name: each["sources"] for name, each in manifest["tensors"].items()}
     return dataclasses.replace(kept(whole), jobs=jobs, models=models, expected=expected)
@@ -81,6 +85,24 @@ def _continued(job: Job, running: Checkpoint, new: int) -> Job:
     """Return `job` for its last `new` experts alone, going on from the state that the others left."""
     if not isinstance(job.rule, Folding):
         return job
-    parts = [f"{part}:{job.name}" for part in range(job.rule.parts)]
-    state = tuple(Source(RUNNING, part, running.values(part)) for part in parts)
+    parts = itertools.takewhile(running.__contains__, (part_name(part, job.name) for part in itertools.count()))
+    state = tuple(Source(RUNNING, name, running.values(name)) for name in parts)
     return dataclasses.replace(job, experts=job.experts[-new:], running=state, before=len(job.experts) - new)
+
+
+def _check_statistics(job: Job, before: Mapping[str, str], names: Sequence[str]) -> None:
+    """Refuse a tensor of which the experts that are merged already have statistics and new ones lack them, or so.
+
+    Args:
+        job: of the new experts.
+        before: the sources of the tensor in the merge, as the manifest names them.
+        names: of the experts in it.
+    """
+    kind = job.rule.statistic if job.rule is not None else ""
+    had = any(described(name, kind) in before for name in names)
+    if kind and had != bool(job.statistics) and 0 not in job.shape:
+        first, second = ("have", "lacks") if had else ("lack", "has")
+        raise InputError(
+            f"tensor {job.name!r}: the experts that are merged already {first} {kind} statistics, and "
+            f"{job.experts[0].model} {second} them"
+        )

@@ -147,7 +147,7 @@ def _merge(
             each.unlink()
     output = reserve(partial, shapes, plan.metadata, shard_bytes, fresh=known is None)
     if plan.keep_running:
-        kept = [(_part(part, job.name), "F32", job.shape) for job in plan.jobs for part in range(_parts(job))]
+        kept = [each for job in plan.jobs for each in _state_of(job)]
         output += reserve(partial, kept, {}, math.inf, fresh=known is None, stem=RUNNING)
     try:
         if known is None:
@@ -210,13 +210,20 @@ def _compare(plan: Plan, finished: Mapping[str, Mapping[str, Any]]) -> None:
                 raise StateError(f"tensor {name!r} of {model} is not what it was when the merge began")
 
 
-def _part(part: int, name: str) -> str:
-    """Return the name of a part of the running state of a tensor."""
+def _state_of(job: Job) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Return the name, format and shape of each array of the running state of a job."""
+    if not isinstance(job.rule, Folding):
+        return []
+    # What is gone on from counts too: the format of the first expert, which is not read any more.
+    every = [each.values for each in (*job.sources, *job.running[:1])]
+    formats = {each.dtype for each in every if isinstance(each, Mapped)}
+    kept = job.rule.kept(job.shape, "F64" if "F64" in formats else "F32", bool(job.statistics))
+    return [(part_name(part, job.name), dtype, shape) for part, (dtype, shape) in enumerate(kept)]
+
+
+def part_name(part: int, name: str) -> str:
+    """Return the name of an array of the running state of a tensor."""
     return f"{part}:{name}"
-
-
-def _parts(job: Job) -> int:
-    return job.rule.parts if isinstance(job.rule, Folding) else 0
 
 
 def _surveyed(jobs: Sequence[Job], pool: ThreadPoolExecutor) -> dict[str, Any]:
@@ -278,24 +285,34 @@ class _Running:
         self._write(site.start, self.job.rule.merge(base, experts, self.facts, site))
 
     def _fold(self, site: Site) -> None:
-        """Add the experts to the running state, and store it beside the result."""
-        job, rule = self.job, self.job.rule
-        assert isinstance(rule, Folding)
+        """Add the experts to one block of the running state, and store it beside the result."""
         stop = min(site.start + BLOCK, self.stack.size)
-        state = [each.values.read(site.start, stop) for each in job.running]
-        base, experts = self.stack.read(site)
-        for index, expert in enumerate(experts, job.before):
-            state = rule.fold(state, base, expert, index)
-        self._write(site.start, rule.finish(state, base, job.before + len(experts)))
-        for part, each in enumerate(state):
-            self._put(_part(part, job.name), site.start, np.ascontiguousarray(each, np.float32))
+        state = [each.values.read(site.start, stop) for each in self.job.running]
+        self._write(site.start, self._folded(state, *self.stack.read(site), site))
 
     def _whole(self) -> None:
         base, experts = whole(self.stack)
+        site = Site(self.job.name)
         assert self.job.rule is not None
-        merged = self.job.rule.merge(base, experts, self.facts, Site(self.job.name)).reshape(-1)
-        for site in self.stack.sites():
-            self._write(site.start, merged[site.start : site.start + BLOCK])
+        if self.keep:
+            parts = [each.values for each in self.job.running]
+            state = [each.read(0, math.prod(each.shape)).reshape(each.shape) for each in parts]
+            merged = self._folded(state, base, experts, site)
+        else:
+            merged = self.job.rule.merge(base, experts, self.facts, site)
+        merged = merged.reshape(-1)
+        for each in self.stack.sites():
+            self._write(each.start, merged[each.start : each.start + BLOCK])
+
+    def _folded(self, state: list[Any], base: Any, experts: list[Any], site: Site) -> Any:
+        job, rule = self.job, self.job.rule
+        assert isinstance(rule, Folding)
+        state = rule.folded(state, base, experts, self.facts, site, job.before)
+        for (name, dtype, _), each in zip(_state_of(job), state, strict=True):
+            raw = np.ascontiguousarray(each, DTYPES[dtype]).reshape(-1)
+            for start in range(0, raw.size, BLOCK):
+                self._put(name, site.start + start, raw[start : start + BLOCK])
+        return rule.finish(state, base, job.before + len(experts))
 
     def _copy(self, site: Site) -> None:
         first = self.job.experts[0].values

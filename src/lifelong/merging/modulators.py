@@ -3,20 +3,29 @@
 Huang et al. 2024, 2405.17461. The rule `emr` makes the shared part, `theta_0 + tau`; task t is answered by
 `theta_0 + lambda_t M_t tau`, `M_t = [tau_t tau > 0]`, `lambda_t = sum |tau_t| / sum |M_t tau|` over the whole model
 (the equation of the paper; its code takes sums of means per tensor). A modulator is one bit a weight and one number.
+
+On disk it is a safetensors file: the mask of each tensor under its name, as bytes of eight bits (the first number is
+the highest bit of the first byte), and the rescaler in the header's metadata.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lifelong.errors import InputError
+from lifelong.merging import safetensors
 from lifelong.merging.rule import Array, namespace
 
 Tree = Mapping[str, Array]
+
+# What the header's metadata says of a file of masks.
+_FORMAT = {"format": "lifelong-modulator", "bits": "big"}
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,36 @@ def modulated(base: Tree, shared: Tree, modulator: Modulator) -> dict[str, Array
         # Arithmetic on NumPy's 0-d arrays gives scalars.
         made[name] = xp.reshape(first + modulator.rescaler * mask * (shared[name] - first), tuple(first.shape))
     return made
+
+
+def save(path: Path, modulator: Modulator) -> Path:
+    """Write a modulator to `path`, over what is there; returns the path."""
+    from safetensors.numpy import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = path.with_name(f"{path.name}.partial")
+    # `repr` gives back the same float64; the masks' own names are those of the tensors.
+    save_file(dict(modulator.masks), written, metadata={**_FORMAT, "rescaler": repr(modulator.rescaler)})
+    return written.replace(path)
+
+
+def load(path: Path) -> Modulator:
+    """Return the modulator in the file at `path`.
+
+    Raises:
+        InputError: a damaged file, or one of something else.
+    """
+    file = safetensors.read(path)
+    try:
+        rescaler = float(file.metadata["rescaler"])
+    except (KeyError, ValueError):
+        rescaler = math.nan
+    odd = [name for name, entry in file.entries.items() if entry.dtype != "U8" or len(entry.shape) != 1]
+    if odd or not math.isfinite(rescaler) or any(file.metadata.get(key) != each for key, each in _FORMAT.items()):
+        raise InputError(
+            f"{path} is no modulator: expected packed masks and a rescaler, as `modulators.save` writes them"
+        )
+    return Modulator({name: file.raw(name).copy() for name in file.entries}, rescaler)
 
 
 def _numpy(mask: Array) -> np.ndarray[Any, Any]:

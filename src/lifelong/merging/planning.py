@@ -78,8 +78,10 @@ def plan(recipe: MergeRecipe, folder: Path = Path(), stand_ins: Mapping[str, Mod
     slices = recipe.slices or [_whole(recipe, models)]
     tensors = _tensors(recipe, slices, models)
     aligned = vocabulary.alignment(recipe, models)
-    statistics = _opened_statistics(rule, models)
-    jobs = tuple(_job(recipe, rule, tensor, models, aligned, statistics) for tensor in tensors)
+    # Of stand-ins nothing is read, their statistics neither.
+    informed = {name: model for name, model in models.items() if name not in known}
+    statistics = _opened_statistics(rule, informed)
+    jobs = tuple(_job(recipe, rule, tensor, models, aligned, statistics, known) for tensor in tensors)
     check(jobs)
     # What the statistics are of tells this merge from another as the weights do.
     models |= {described(name, rule.statistic): each for name, each in statistics.items()}
@@ -199,6 +201,7 @@ def _job(
     models: Mapping[str, Model],
     aligned: Alignment | None,
     statistics: Mapping[str, Model],
+    stand_ins: Mapping[str, Model],
 ) -> Job:
     base_name = tensor.slice.base_model or recipe.base_model
     listed = list(zip(tensor.slice.sources, tensor.names, strict=True))
@@ -222,7 +225,7 @@ def _job(
         base = base and _aligned(base, sources, models, aligned)
         experts = tuple(_aligned(each, sources, models, aligned) for each in experts)
     made = _rule(recipe, rule, tensor, listed)
-    known = _statistics(rule, experts, models, statistics)
+    known = _statistics(rule, [each for each in experts if each.model not in stand_ins], models, statistics)
     return Job(tensor.name, named(wanted) if wanted else dtypes[0], made, base, experts, statistics=known)
 
 
@@ -245,7 +248,10 @@ def _statistics(
     for each in experts:
         if each.model not in known:
             path = _statistics_path(models[each.model], rule)
-            raise InputError(f"{each.model} has no {kind} statistics, which the rule needs: expected {path}")
+            raise InputError(
+                f"{each.model} has no {kind} statistics, which the rule needs: expected {path} "
+                f"(`lifelong merge statistics` writes it for text classifiers, lifelong.merging.collect for others)"
+            )
     check_presence(experts[0].name, kind, [each.name in known[each.model] for each in experts])
     return tuple(
         Source(described(each.model, kind), each.name, known[each.model].values(each.name))

@@ -201,15 +201,28 @@ class Rule:
 
 @dataclass(frozen=True)
 class Folding(Rule):
-    """A blockwise rule that takes experts in one at a time, in memory that does not grow with their number.
+    """A rule that takes experts in one at a time, in memory that does not grow with their number.
 
-    What is kept between them, `parts` arrays of the tensor's shape, can be stored and gone on from: since `merge` folds
-    too, that gives the bits of merging all at once.
+    What is kept between them, the arrays that `kept` describes, can be stored and gone on from: since `merge` folds
+    too, that gives the bits of merging all at once. What `survey` of a rule with a `statistic` returns are those of the
+    experts, still to be read.
     """
 
     parts: ClassVar[int] = 1
 
-    def fold(self, state: list[Array], base: Array | None, expert: Array, index: int) -> list[Array]:
+    def kept(self, shape: tuple[int, ...], dtype: str, informed: bool) -> list[tuple[str, tuple[int, ...]]]:
+        """Return the format and the shape of each array of the state; by default `parts` like the tensor.
+
+        Args:
+            shape: of the tensor.
+            dtype: what arithmetic on it happens in, F32 or F64.
+            informed: the tensor has statistics in the experts.
+        """
+        return [(dtype, shape)] * self.parts
+
+    def fold(
+        self, state: list[Array], base: Array | None, expert: Array, index: int, statistic: Array | None = None
+    ) -> list[Array]:
         """Return the state after one more expert.
 
         Args:
@@ -217,6 +230,8 @@ class Folding(Rule):
             base: the block of the base, or None; not to be changed.
             expert: that of the expert; may be changed.
             index: which expert it is, for settings that each has its own of.
+            statistic: the same block of the expert's statistic (all of it where the rule is not blockwise), or None
+                where the tensor has none; may be changed.
         """
         raise NotImplementedError
 
@@ -225,10 +240,22 @@ class Folding(Rule):
         raise NotImplementedError
 
     def merge(self, base: Array | None, experts: list[Array], facts: Any, site: Site) -> Array:
-        state: list[Array] = []
-        for index, expert in enumerate(experts):
-            state = self.fold(state, base, expert, index)
-        return self.finish(state, base, len(experts))
+        return self.finish(self.folded([], base, experts, facts, site), base, len(experts))
+
+    def folded(
+        self, state: list[Array], base: Array | None, experts: list[Array], facts: Any, site: Site, before: int = 0
+    ) -> list[Array]:
+        """Return the state after `experts`, the first of which is number `before`; arguments as for `merge`."""
+        for number, expert in enumerate(experts):
+            statistic = self._read(facts[number], expert, site) if facts else None
+            state = self.fold(state, base, expert, before + number, statistic)
+        return state
+
+    def _read(self, values: Values, expert: Array, site: Site) -> Array:
+        if self.blockwise:
+            return values.read(site.start, site.start + expert.shape[0])
+        found = values.read(0, int(np.prod(values.shape, dtype=object)))
+        return namespace(found).reshape(found, values.shape)
 
 
 def name_of(rule: Rule | Callable[..., Array]) -> str:

@@ -1,41 +1,29 @@
-"""How alike task vectors are: inner products over a tensor, and cosines to a reference."""
+"""How alike task vectors are: cosines to a reference, over a tensor."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from lifelong.errors import InputError
-from lifelong.merging.rule import Array, Site, Stack, namespace
+from lifelong.merging.gram import Numbers, gram, lines
+from lifelong.merging.rule import Array, Stack
 from lifelong.merging.rules.task_arithmetic import task_vectors
 
 # What a task vector is compared to: the mean of all, the mean of the other ones, or that of one expert, from 0.
 Reference = Literal["mean", "peers"] | int
 
-Numbers = np.ndarray[Any, Any]
 
-
-def inner_products(stack: Stack) -> Numbers:
-    """Return `<tau_s, tau_t>` over the tensor for all pairs of experts, `[experts, experts]`, in float64."""
-
-    def of_block(base: Array | None, experts: list[Array], site: Site) -> Numbers:
-        xp = namespace(experts[0])
-        rows = xp.stack([xp.astype(each, xp.float64) for each in task_vectors(base, experts)])
-        return np.array((rows @ rows.T).tolist())
-
-    count = len(stack.experts)
-    return sum(stack.map(of_block), np.zeros((count, count)))
-
-
-def cosines(products: Numbers, reference: Reference) -> Numbers:
+def cosines(stack: Stack, reference: Reference) -> Numbers:
     """Return the cosine of the angle between each task vector and its reference, `[experts]`; 0 where one is 0.
 
     Args:
-        products: what `inner_products` returned.
+        stack: the tensor, not empty.
         reference: what each is compared to.
     """
+    (products,) = gram(stack, task_vectors, lines(stack.shape, "tensor"))
     count = len(products)
     # Row t has the coefficients of the task vectors in what expert t is compared to.
     if reference == "mean":

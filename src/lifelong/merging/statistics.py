@@ -3,7 +3,8 @@
 A statistic is a tree with the names of the tensors that it is about. In memory it is a dict; on disk it lies beside the
 weights, in `MODEL/statistics/KIND.safetensors`, or `MODEL.KIND.safetensors` beside a model that is one file; those of a
 model with an adapter lie beside the adapter. A tensor that has none, such as a bias with RegMean, has none in any
-expert, and the rule does what it says of such. `lifelong.merging.collect` makes them of modules and a few samples.
+expert, and the rule does what it says of such. `lifelong.merging.collect` makes them of modules and a few samples,
+`lifelong.merging.texts` of a text classifier on disk and a table.
 
 Kinds:
     fisher: the diagonal Fisher information, in the shape of the tensor.

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lifelong.merging.rule import Array, Rule, Site, Stack
-from lifelong.merging.similarity import Reference, check_index, cosines, inner_products, weighted
+from lifelong.merging.similarity import Reference, check_index, cosines, weighted
 from lifelong.settings import setting
 
 
@@ -37,7 +37,7 @@ class Attention(Rule):
 
     def survey(self, stack: Stack) -> list[float]:
         """Return the weight of each expert."""
-        scores = cosines(inner_products(stack), self.query) / self.temperature
+        scores = cosines(stack, self.query) / self.temperature
         raised = np.exp(scores - scores.max())
         return [float(weight) for weight in raised / raised.sum()]
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from lifelong.errors import InputError
-from lifelong.merging.rule import Array, Rule, Site, Stack, choose, namespace
+from lifelong.merging.rule import Array, Folding, Stack, choose, namespace
 from lifelong.settings import setting
 
 
 @dataclass(frozen=True)
-class Fisher(Rule):
+class Fisher(Folding):
     """Average the experts, number by number, by how much each matters: `sum_t w_t F_t theta_t / sum_t w_t F_t`.
 
     Matena & Raffel 2022, 2111.09832: the mode of the product of the experts' Laplace approximations. F_t is the
@@ -25,6 +25,7 @@ class Fisher(Rule):
     family: ClassVar[str] = "data"
     paper: ClassVar[str] = "2111.09832"
     statistic: ClassVar[str] = "fisher"
+    parts: ClassVar[int] = 2
     per_expert: ClassVar[tuple[str, ...]] = ("weight",)
 
     weight: float | tuple[float, ...] = setting(1.0, "of each expert, or one for all; above 0", gt=0)
@@ -37,39 +38,27 @@ class Fisher(Rule):
                 raise InputError(f"tensor {stack.name!r} {list(stack.shape)} has importances {list(each.shape)}")
         return stack.statistics
 
-    def merge(self, base: Array | None, experts: list[Array], facts: Any, site: Site) -> Array:
-        xp = namespace(experts[0])
-        weights = self.each("weight", len(experts))
-        stop = site.start + experts[0].shape[0]
-        importances = [xp.astype(each.read(site.start, stop), experts[0].dtype) for each in facts]
-        if not importances:
-            importances = [xp.ones_like(each) for each in experts]
-        for each, weight in zip(importances, weights, strict=True):
-            each[...] = xp.where(each > self.floor, each, self.floor)
-            each *= weight
-        # Divided by the largest, the shares neither overflow nor underflow, whatever the scale of the importances.
-        most = importances[0]
-        for each in importances[1:]:
-            most = xp.where(each > most, each, most)
-        nowhere = most == 0
-        divisor = choose(nowhere, xp.ones_like(most), most)
-        shares = [
-            choose(nowhere, xp.full_like(most, weight), each / divisor)
-            for each, weight in zip(importances, weights, strict=True)
-        ]
-        return centred_average(experts, shares)
+    def fold(
+        self, state: list[Array], base: Array | None, expert: Array, index: int, statistic: Array | None = None
+    ) -> list[Array]:
+        """Return the weighted average so far, and the importance of each of its numbers."""
+        xp = namespace(expert)
+        weights = self.each("weight", index + 1)[: index + 1]
+        importance = xp.zeros_like(expert) if statistic is None else xp.astype(statistic, expert.dtype)
+        if statistic is not None:
+            importance[...] = xp.where(importance > self.floor, importance, self.floor)
+            importance *= weights[-1]
+        if not state:
+            return [expert, importance]
+        average, total = state
+        total += importance
+        nowhere = total == 0
+        # A share of the total and no sum of products: it neither overflows nor underflows.
+        share = importance / choose(nowhere, xp.ones_like(total), total)
+        share = choose(nowhere, xp.full_like(total, weights[-1] / sum(weights)), share)
+        moved = average + share * (expert - average)
+        # The first that cares has all of it, to the bit.
+        return [choose(share == 1, expert, moved), total]
 
-
-def centred_average(arrays: list[Array], shares: list[Array]) -> Array:
-    """Return `sum_t s_t a_t / sum_t s_t`, number by number, exactly `a` where all arrays are `a`; they are changed."""
-    first, *others = arrays
-    total, moved = namespace(first).zeros_like(first), namespace(first).zeros_like(first)
-    for each, share in zip(others, shares[1:], strict=True):
-        each -= first
-        each *= share
-        moved += each
-    for share in shares:
-        total += share
-    moved /= total
-    moved += first
-    return moved
+    def finish(self, state: list[Array], base: Array | None, experts: int) -> Array:
+        return state[0] + 0.0

@@ -29,7 +29,9 @@ class Linear(Folding):
         if self.normalize and sum(self.each("weight", experts)) == 0:
             raise InputError("rule linear: the weights sum to zero, and normalize would divide by it")
 
-    def fold(self, state: list[Array], base: Array | None, expert: Array, index: int) -> list[Array]:
+    def fold(
+        self, state: list[Array], base: Array | None, expert: Array, index: int, statistic: Array | None = None
+    ) -> list[Array]:
         return [added(state, expert, self.of_expert("weight", index))]
 
     def finish(self, state: list[Array], base: Array | None, experts: int) -> Array:

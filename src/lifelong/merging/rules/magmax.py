@@ -26,7 +26,9 @@ class MagMax(Folding):
 
     scale: float = setting(0.5, "lambda, the scale of the merged task vector")
 
-    def fold(self, state: list[Array], base: Array | None, expert: Array, index: int) -> list[Array]:
+    def fold(
+        self, state: list[Array], base: Array | None, expert: Array, index: int, statistic: Array | None = None
+    ) -> list[Array]:
         expert -= base
         xp = namespace(expert)
         return [choose(xp.abs(expert) >= xp.abs(state[0]), expert, state[0]) if state else expert]

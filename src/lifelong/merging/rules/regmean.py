@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 
 from lifelong.errors import InputError
 from lifelong.merging.linear_algebra import nearest_minimizer
-from lifelong.merging.rule import Array, Rule, Site, Stack, Values, namespace
+from lifelong.merging.rule import Array, Folding, Stack, namespace
 from lifelong.settings import setting
 
 
 @dataclass(frozen=True)
-class RegMean(Rule):
+class RegMean(Folding):
     """Merge the weights of linear layers by least squares: `W = (sum_t W_t G_t) (sum_t G_t)^-1`.
 
     Jin et al. 2023, 2212.09849: W minimizes `sum_t ||X_t (W - W_t)^T||^2` over the inputs X_t `[samples, inputs]` that
@@ -40,26 +40,41 @@ class RegMean(Rule):
                 )
         return stack.statistics
 
-    def merge(self, base: Array | None, experts: list[Array], facts: Any, site: Site) -> Array:
-        average = mean(experts)
-        if not facts:
+    def kept(self, shape: tuple[int, ...], dtype: str, informed: bool) -> list[tuple[str, tuple[int, ...]]]:
+        sums = [("F64", (shape[-1], shape[-1])), ("F64", shape)] if informed else []
+        return [(dtype, shape), (dtype, shape), *sums]
+
+    def fold(
+        self, state: list[Array], base: Array | None, expert: Array, index: int, statistic: Array | None = None
+    ) -> list[Array]:
+        """Return `W_1`, `sum_t (W_t - W_1)`, `sum_t G_t` and `sum_t (W_t - W_1) G_t` so far."""
+        xp = namespace(expert)
+        first, moved, *sums = state or (expert, xp.zeros_like(expert))
+        # Around the first: experts that are equal give it back to the last bit.
+        change = expert - first
+        moved = moved + change
+        if statistic is None:
+            return [first, moved]
+        own = self._scaled(statistic)
+        product = xp.astype(change, xp.float64) @ own
+        return [first, moved, sums[0] + own, sums[1] + product] if sums else [first, moved, own, product]
+
+    def finish(self, state: list[Array], base: Array | None, experts: int) -> Array:
+        first, moved, *sums = state
+        average = first + moved / experts
+        if not sums:
             return average
+        gram, product = sums
         xp = namespace(average)
-        gram = xp.zeros((average.shape[1],) * 2, dtype=xp.float64, device=average.device)
-        product = xp.zeros(average.shape, dtype=xp.float64, device=average.device)
-        for expert, values in zip(experts, facts, strict=True):
-            one = self._gram(values, average.shape[1])
-            gram += one
-            # Around the average: experts that are equal give it back to the last bit.
-            product += xp.astype(expert - average, xp.float64) @ one
+        # From the first expert to the average, which has the say where no input reaches.
+        product = product - (xp.astype(average, xp.float64) - xp.astype(first, xp.float64)) @ gram
         return average + nearest_minimizer(xp.zeros_like(average), gram, product)
 
-    def _gram(self, values: Values, inputs: int) -> Array:
-        read = values.read(0, inputs * inputs)
-        xp = namespace(read)
-        gram = xp.astype(xp.reshape(read, (inputs, inputs)), xp.float64)
-        diagonal = xp.eye(inputs, dtype=xp.float64, device=gram.device)
-        return gram * (self.alpha + (1 - self.alpha) * diagonal)
+    def _scaled(self, gram: Array) -> Array:
+        xp = namespace(gram)
+        wide = xp.astype(gram, xp.float64)
+        diagonal = xp.eye(wide.shape[0], dtype=xp.float64, device=wide.device)
+        return wide * (self.alpha + (1 - self.alpha) * diagonal)
 
 
 def mean(arrays: list[Array]) -> Array:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from lifelong.merging.rule import Array, Rule, Site, Stack
-from lifelong.merging.similarity import Reference, check_index, cosines, inner_products, weighted
+from lifelong.merging.similarity import Reference, check_index, cosines, weighted
 from lifelong.settings import setting
 
 
@@ -39,7 +39,7 @@ class Selective(Rule):
 
     def survey(self, stack: Stack) -> list[float]:
         """Return the weight of each expert."""
-        similar = cosines(inner_products(stack), self.reference)
+        similar = cosines(stack, self.reference)
         # Parallel vectors have cosine 1 but for the rounding of float64, which no threshold should see.
         kept = similar >= self.threshold - 1e-12
         if not kept.any():

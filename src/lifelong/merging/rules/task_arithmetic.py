@@ -42,7 +42,9 @@ class TaskArithmetic(Folding):
         if self.normalize and any(weights) and abs(sum(weights)) < 1e-8:
             raise InputError("rule task_arithmetic: the weights sum to zero, and normalize would divide by it")
 
-    def fold(self, state: list[Array], base: Array | None, expert: Array, index: int) -> list[Array]:
+    def fold(
+        self, state: list[Array], base: Array | None, expert: Array, index: int, statistic: Array | None = None
+    ) -> list[Array]:
         expert -= base
         return [added(state, expert, self.of_expert("weight", index))]
 
