@@ -106,7 +106,12 @@ def recipe_values(arguments: Namespace) -> Values:
     for name, each in arguments.dotted.items():
         group, _, inner = name.partition(".")
         if group in NESTED:
-            found.setdefault(NESTED[group], {})[inner] = each
+            # Of a chain, or of a merge's rule, settings are nested once more: `--method.ewc.strength`.
+            values = found.setdefault(NESTED[group], {})
+            *outer, last = inner.split(".")
+            for word in outer:
+                values = values.setdefault(word, {})
+            values[last] = each
     return found
 
 
