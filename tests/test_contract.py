@@ -26,6 +26,8 @@ SCENARIOS = ["task", "domain", "class"]
 IMPORTANCE = [name for name, kind in METHODS.items() if kind.family == "importance"]
 STREAMING = [name for name, kind in METHODS.items() if kind.family == "streaming"]
 TASKS, STEPS = 3, 7
+# Learning coefficients takes most of the time of a short run.
+SMALL = {"adamerging": {"steps": 3}}
 
 
 def can(method: str, scenario: str) -> bool:
@@ -46,6 +48,7 @@ def values(method: str = "naive", scenario: str = "domain", seed: int = 0, **mor
         "scenario": scenario,
         "tasks": TASKS,
         "method": method,
+        "method_settings": SMALL.get(method, {}),
         "model": {"name": "mlp", "hidden": [16], "dropout": 0.2},
         "train_samples": 60,
         "batch_size": 16,

@@ -7,7 +7,7 @@ must see every expert again, and keep all of them, in main memory.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -196,11 +196,6 @@ class Pooled:
         if len(self.experts) < self.rule.least:
             return _like(self.experts[-1], base)
         return _like(merge(self.rule, on_cpu(base), list(map(on_cpu, self.experts))), base)
-
-
-def scaled(rule: Rule, scale: float) -> Rule | None:
-    """Return `rule` with lambda set to `scale`, or None where it has none."""
-    return replace(rule, scale=scale) if "scale" in rule.__dataclass_fields__ else None
 
 
 def on_cpu(params: Params) -> Params:

@@ -70,4 +70,5 @@ def projected(change: Tensor, total: Tensor, alpha: float) -> Tensor:
     inner = left.T @ change @ right.T
     taken = inner.diagonal().diag()
     taken[:closed, :closed] = inner[:closed, :closed]
-    return change - left @ taken @ right
+    kept: Tensor = change - left @ taken @ right
+    return kept

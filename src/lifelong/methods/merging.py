@@ -103,10 +103,10 @@ class Merging(Method):
             trunk = {f"trunk.{name}": each for name, each in tree.parameters(learner.model.trunk).items()}
             head = {f"head.{name}": each for name, each in tree.parameters(learner.model.head).items()}
             self.base = tree.snapshot({**trunk, **(head if self._head(learner) == "merged" else {})})
-            self.base_buffers = tree.snapshot(statistics_of(learner.model))
+            self.base_buffers = tree.snapshot(dict(learner.model.named_buffers()))
         elif self.training == "independent":
             tree.copy_(self._live(learner), self.base)
-            tree.copy_(statistics_of(learner.model), self.base_buffers)
+            tree.copy_(dict(learner.model.named_buffers()), self.base_buffers)
 
     def loss(self, learner: Learner, batch: Batch, logits: Tensor, loss: Tensor) -> Tensor:
         if learner.scenario is not Scenario.CLASS or self.outputs == "seen":
