@@ -25,6 +25,7 @@ NAMES = [*METHODS, "ewc+lwf"]
 SCENARIOS = ["task", "domain", "class"]
 IMPORTANCE = [name for name, kind in METHODS.items() if kind.family == "importance"]
 STREAMING = [name for name, kind in METHODS.items() if kind.family == "streaming"]
+FOLDING = [name for name, kind in METHODS.items() if kind.family == "merging" and not kind.grows]
 TASKS, STEPS = 3, 7
 # Learning coefficients takes most of the time of a short run.
 SMALL = {"adamerging": {"steps": 3}}
@@ -228,7 +229,7 @@ def test_resumed_under_other_settings(
     assert resumed == uninterrupted(method="ewc+lwf", scenario=scenario, **more)
 
 
-@pytest.mark.parametrize("method", [*IMPORTANCE, *STREAMING, "lwf", "ewc+lwf"])
+@pytest.mark.parametrize("method", [*IMPORTANCE, *STREAMING, *FOLDING, "merge", "lwf", "ewc+lwf"])
 def test_state_does_not_grow_with_tasks(method: str) -> None:
     sizes = []
     for tasks in (3, 6):

@@ -22,6 +22,7 @@ from lifelong.experiments import build
 from lifelong.experiments.recipe import recipe
 from lifelong.experiments.run import run
 from lifelong.learner import Batch, Learner
+from lifelong.merging.pool import Pool
 from lifelong.methods import AdaMerging, MagMax, Merge, ModelSoup, Naive
 from lifelong.methods import build as build_method
 from lifelong.methods.merging import Merging, conflicts, shares
@@ -372,6 +373,18 @@ def test_what_a_run_leaves_is_the_merge_and_what_it_found(tmp_path: Path) -> Non
     )
     torch.testing.assert_close({name: left[name] for name in running.merged}, running.merged)
     assert any((left[name] != each).any() for name, each in tree.weights(learner.model).items())
+
+
+def test_experts_are_put_into_a_pool_and_merge_there_as_here(tmp_path: Path) -> None:
+    settings = {"pool": str(tmp_path / "pool")}
+    *_, running, stream = whole("magmax", method_settings=settings)
+    pool = Pool(tmp_path / "pool")
+    assert [member.task["name"] for member in pool.members.values()] == [task.name for task in stream.tasks]
+    torch.testing.assert_close(pool.merge("magmax", scale=0.5), running.merged)
+    whole("magmax", method_settings=settings)  # again: the same experts, replaced
+    assert len(Pool(tmp_path / "pool").members) == 3
+    with pytest.raises(InputError, match="is of another base"):
+        whole("magmax", method_settings=settings, seed=1)
 
 
 def test_normalised_accuracy_is_the_mean_share_of_the_experts() -> None:

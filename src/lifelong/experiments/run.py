@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from lifelong import tree
+from lifelong import files, tree
 from lifelong.errors import InputError
 from lifelong.experiments import build, memory
 from lifelong.experiments import result as results
@@ -174,7 +174,7 @@ def claim(out: Path, recipe: Recipe, resume: bool) -> None:
     if out.exists() and (not out.is_dir() or any(each.name != ".lock" for each in out.iterdir())):
         raise InputError(f"{out} exists and holds no run: choose another --out")
     out.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_json(path, ours)
+    files.write_json(path, ours)
 
 
 def _in_folder(
@@ -370,8 +370,8 @@ def _finish(running: Run) -> dict[str, Any]:
     }
     if running.folder is not None:
         whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.items()}
-        checkpoint.write_file(running.folder / "model.safetensors", save(whole))
-        checkpoint.write_json(running.folder / "result.json", result)
+        files.write_file(running.folder / "model.safetensors", save(whole))
+        files.write_json(running.folder / "result.json", result)
     return result
 
 

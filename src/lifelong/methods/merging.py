@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import re
 from abc import abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -19,6 +21,7 @@ from lifelong.learner import Batch, Learner, freeze
 from lifelong.merging.batch_norm import reestimate
 from lifelong.merging.collect import holding
 from lifelong.merging.incremental import Incremental
+from lifelong.merging.pool import MANIFEST, Pool, fingerprint
 from lifelong.methods import routes, samples
 from lifelong.methods.method import Method, state
 from lifelong.methods.routes import Routes
@@ -66,6 +69,7 @@ class Merging(Method):
     excess: float = setting(
         0.5, "and it does where merging raises the loss on its validation samples by more than this, in nats", ge=0
     )
+    pool: str | None = setting(None, "folder of a pool (`lifelong.Pool`) that the expert of each task is put into")
     kept: Any = state(lambda: None)
     base: Params = state(dict)
     base_buffers: Params = state(dict)
@@ -119,6 +123,8 @@ class Merging(Method):
 
     def after_task(self, learner: Learner, task: Task) -> None:
         expert, statistics = tree.snapshot(self._live(learner)), self.statistics(learner, task)
+        if self.pool is not None:
+            self._put_into_pool(Path(self.pool), task, expert)
         found = conflicts(self.base, self.merged, expert) if self.merged else {}
         self.conflicts += [shares(found)] if found else []
         if self.conflict is not None:
@@ -188,6 +194,14 @@ class Merging(Method):
             # They get no gradient, but weight decay would shrink them.
             for block in list(head.blocks)[:-1]:  # type: ignore[arg-type]
                 freeze(learner, block)
+
+    def _put_into_pool(self, folder: Path, task: Task, expert: Params) -> None:
+        pool = Pool(folder) if (folder / MANIFEST).is_file() else Pool.create(folder, self.base)
+        samples = fingerprint({"inputs": task.train.inputs, "targets": task.train.targets})
+        known = {"name": task.name, "classes": list(task.classes), "fingerprint": samples}
+        # A run that is resumed may have stored it already.
+        name = re.sub(r"[^\w .+=-]+", "-", f"task {task.index + 1} {task.name}")
+        pool.add(name, expert, base=self.base, task=known, replace=True)
 
     def _stays_apart(
         self, learner: Learner, task: Task, expert: Params, statistics: Params, found: dict[str, tuple[int, int]]
