@@ -258,7 +258,8 @@ def test_statistics_of_normalisation_are_averaged_or_estimated_anew() -> None:
     name = next(name for name in experts[0] if name.endswith("running_var"))
     mean = torch.stack([each[name] for each in experts]).mean(0)
     torch.testing.assert_close(running.buffers[name], mean, rtol=1e-5, atol=1e-6)
-    *_, learner, running, stream = whole("magmax", model=model, method_settings={"batch_norm": "anew"})
+    _, anew, learner, running, stream = whole("magmax", model=model, method_settings={"batch_norm": "anew"})
+    torch.testing.assert_close(anew, experts, rtol=0, atol=0)  # the network itself keeps its own
     first = next(module for module in learner.model.modules() if isinstance(module, torch.nn.Conv2d))
     inputs = stream.tasks[-1].train.ready(learner.device)
     weight = running.merged[next(each for each in running.merged if each.endswith("0.weight"))]

@@ -225,7 +225,8 @@ class Merging(Method):
         live = statistics_of(learner.model)
         if self.batch_norm == "anew":
             train = samples.of_task(learner, task, None)
-            with holding(learner.model, self.merged), holding(learner.model, tree.snapshot(live)):
+            buffers = tree.snapshot(dict(learner.model.named_buffers()))
+            with holding(learner.model, {**self.merged, **buffers}):
                 reestimate(Answering(learner.model, task.index), (inputs for inputs, _ in train))
                 return tree.snapshot(statistics_of(learner.model))
         count = len(self.conflicts) + 1 - len(self.apart.weights)
