@@ -239,9 +239,10 @@ class Pool:
 
     def interpolate(self, first: str, second: str, weight: float) -> Params:
         """Return `(1 - weight) theta_first + weight theta_second`, to carry over what one expert knows to the other."""
-        ends = [self.expert(name) for name in (first, second)]
-        fractions = [{name: each for name, each in end.items() if each.is_floating_point()} for end in ends]
-        return {**ends[0], **tree.interpolate(*fractions, weight)}
+        start, end = self.expert(first), self.expert(second)
+        names = [name for name, each in start.items() if each.is_floating_point()]
+        mixed = tree.interpolate({name: start[name] for name in names}, {name: end[name] for name in names}, weight)
+        return {**start, **mixed}
 
     def nearest(self, prototype: Tensor, count: int = 1) -> list[tuple[str, float]]:
         """Return the experts whose tasks have features most like those of a new one, with the cosines, best first.
@@ -314,7 +315,7 @@ class Pool:
             found = json.loads(path.read_text(encoding="utf-8"))
             self.fingerprint: str = found["base"]
             self.limit: int | None = found["limit"]
-            self._members = {each["name"]: Member(**each) for each in found["members"]}
+            self._members: dict[str, Member] = {each["name"]: Member(**each) for each in found["members"]}
         except (ValueError, KeyError, TypeError):
             raise StateError(f"{path} is damaged") from None
 

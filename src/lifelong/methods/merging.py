@@ -269,12 +269,16 @@ def statistics_of(model: nn.Module) -> Params:
 def conflicts(base: Params, merged: Params, expert: Params) -> dict[str, tuple[int, int]]:
     """Return for each layer how many numbers the expert moved against the merge, and how many both of them moved."""
     found: dict[str, tuple[int, int]] = {}
-    for name, start in base.items():
-        agreement = (merged[name] - start) * (expert[name] - start)
+    for name in base:
         layer = name.rpartition(".")[0]
         opposed, moved = found.get(layer, (0, 0))
-        found[layer] = opposed + int((agreement < 0).sum()), moved + int((agreement != 0).sum())
-    return found
+        for (start,), (there,), (new,) in tree.blocks([name], base, merged, expert):
+            agreement = (there - start).mul_(new - start)
+            moved += int(torch.count_nonzero(agreement))
+            # Their signs add up to those that agree less those that do not.
+            opposed -= int(agreement.sign_().sum(dtype=torch.float64))
+        found[layer] = opposed, moved
+    return {layer: ((opposed + moved) // 2, moved) for layer, (opposed, moved) in found.items()}
 
 
 def shares(found: dict[str, tuple[int, int]]) -> dict[str, float]:
