@@ -25,7 +25,10 @@ NAMES = [*METHODS, "ewc+lwf"]
 SCENARIOS = ["task", "domain", "class"]
 IMPORTANCE = [name for name, kind in METHODS.items() if kind.family == "importance"]
 STREAMING = [name for name, kind in METHODS.items() if kind.family == "streaming"]
+FOLDING = [name for name, kind in METHODS.items() if kind.family == "merging" and not kind.grows]
 TASKS, STEPS = 3, 7
+# Learning coefficients takes most of the time of a short run.
+SMALL = {"adamerging": {"steps": 3}}
 
 
 def can(method: str, scenario: str) -> bool:
@@ -46,6 +49,7 @@ def values(method: str = "naive", scenario: str = "domain", seed: int = 0, **mor
         "scenario": scenario,
         "tasks": TASKS,
         "method": method,
+        "method_settings": SMALL.get(method, {}),
         "model": {"name": "mlp", "hidden": [16], "dropout": 0.2},
         "train_samples": 60,
         "batch_size": 16,
@@ -225,7 +229,7 @@ def test_resumed_under_other_settings(
     assert resumed == uninterrupted(method="ewc+lwf", scenario=scenario, **more)
 
 
-@pytest.mark.parametrize("method", [*IMPORTANCE, *STREAMING, "lwf", "ewc+lwf"])
+@pytest.mark.parametrize("method", [*IMPORTANCE, *STREAMING, *FOLDING, "merge", "lwf", "ewc+lwf"])
 def test_state_does_not_grow_with_tasks(method: str) -> None:
     sizes = []
     for tasks in (3, 6):

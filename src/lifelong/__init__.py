@@ -12,13 +12,14 @@ _HOMES = {
     "run": "lifelong.api",
     "compare": "lifelong.api",
     "merge": "lifelong.merging.in_memory",
+    "Pool": "lifelong.merging.pool",
     "load": "lifelong.data",
     "from_tensors": "lifelong.data",
     "LifelongError": "lifelong.errors",
     "InputError": "lifelong.errors",
 }
 
-__all__ = ["InputError", "LifelongError", "__version__", "compare", "from_tensors", "load", "merge", "run"]
+__all__ = ["InputError", "LifelongError", "Pool", "__version__", "compare", "from_tensors", "load", "merge", "run"]
 
 
 def __getattr__(name: str) -> Any:

@@ -24,7 +24,12 @@ from lifelong.training import loop
 ALONE = [name for name, kind in METHODS.items() if kind.alone]
 OTHERS = [name for name, kind in METHODS.items() if not kind.alone]
 # A generator of the usual size takes most of the time of a short run.
-SMALL = {"dgr": {"latent": 2, "hidden": [8]}, "vcl": {"samples": 2}, "gss": {"comparisons": 2}}
+SMALL = {
+    "dgr": {"latent": 2, "hidden": [8]},
+    "vcl": {"samples": 2},
+    "gss": {"comparisons": 2},
+    "adamerging": {"steps": 1},
+}
 
 
 def values(method: str, **more: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from lifelong import files
 from lifelong.errors import StateError
 from lifelong.training import checkpoint, state
 
@@ -97,7 +98,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_nothing_half_written(
         if len(calls) == call:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         save(tmp_path, 2)
     assert len(calls) == call
@@ -109,19 +110,19 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_nothing_half_written(
 
 def test_a_write_that_fails_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "result.json"
-    checkpoint.write_json(path, {"old": 1})
+    files.write_json(path, {"old": 1})
 
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        checkpoint.write_json(path, {"new": 1})
+        files.write_json(path, {"new": 1})
     assert path.read_text() == '{\n "old": 1\n}'
     assert [each.name for each in tmp_path.iterdir()] == ["result.json"]
     monkeypatch.undo()
     with pytest.raises(ValueError, match="JSON compliant"):
-        checkpoint.write_json(path, {"new": float("nan")})
+        files.write_json(path, {"new": float("nan")})
     assert [each.name for each in tmp_path.iterdir()] == ["result.json"]
 
 

@@ -18,6 +18,7 @@ COMMANDS = {
     "compare": "several methods and seeds on one stream: a table and a page",
     "tune": "search settings on validation samples",
     "merge": "one model out of several fine-tuned ones",
+    "pool": "a folder of experts of one base, to be merged in any choice",
     "report": "draw the page of finished runs again",
     "advise": "which method suits what is given, and why",
     "list": "show the streams, methods, models, data sets and optimisers that there are",

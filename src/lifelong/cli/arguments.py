@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from argparse import BooleanOptionalAction, Namespace
 from typing import Any, NoReturn, get_args, get_type_hints
 
@@ -13,6 +14,8 @@ from lifelong.errors import InputError, closest
 from lifelong.experiments.recipe import NESTED, Recipe
 
 Values = dict[str, Any]
+
+_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 
 
 class Parser(argparse.ArgumentParser):
@@ -106,7 +109,12 @@ def recipe_values(arguments: Namespace) -> Values:
     for name, each in arguments.dotted.items():
         group, _, inner = name.partition(".")
         if group in NESTED:
-            found.setdefault(NESTED[group], {})[inner] = each
+            # Of a chain, or of a merge's rule, settings are nested once more: `--method.ewc.strength`.
+            values = found.setdefault(NESTED[group], {})
+            *outer, last = inner.split(".")
+            for word in outer:
+                values = values.setdefault(word, {})
+            values[last] = each
     return found
 
 
@@ -123,6 +131,18 @@ def value(text: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError:
         return text
+
+
+def size(name: str, text: str) -> int:
+    """Return the bytes that `text`, such as `5GB`, says.
+
+    Raises:
+        InputError: it is no size; `name` is that of the option.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMG]?)B?", text)
+    if found is None or float(found[1]) == 0:
+        raise InputError(f"{name} = {text!r} must be a size such as 5GB or 500MB")
+    return int(float(found[1]) * _UNITS[found[2]])
 
 
 def _choices(hint: Any) -> list[str]:

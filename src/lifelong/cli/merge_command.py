@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import re
 import sys
 import time
 from argparse import Namespace
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lifelong.cli import merge_pages
-from lifelong.cli.arguments import Parser, Values
+from lifelong.cli.arguments import Parser, Values, size
 from lifelong.cli.merge_pages import Scores
 from lifelong.errors import InputError
 
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from lifelong.merging.engine import Finished
     from lifelong.merging.plan import Plan
     from lifelong.merging.recipe import MergeRecipe
-
-_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 
 
 def configure(parser: Parser) -> None:
@@ -91,7 +88,7 @@ def main(arguments: Namespace) -> int:
     ):
         return _merge_adapters(arguments)
     began = time.monotonic()
-    shard_bytes = _bytes(arguments.shard_size)
+    shard_bytes = size("shard-size", arguments.shard_size)
     threads = _count("threads", arguments.threads)
     plan, out = _planned(arguments)
     running = engine.merge(
@@ -386,13 +383,6 @@ def _show(
         print(f"{name}: {spelled}")
     if page:
         print(page)
-
-
-def _bytes(text: str) -> int:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMG]?)B?", text)
-    if found is None or float(found[1]) == 0:
-        raise InputError(f"shard-size = {text!r} must be a size such as 5GB or 500MB")
-    return int(float(found[1]) * _UNITS[found[2]])
 
 
 def _count(name: str, text: str | None) -> int | None:

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lifelong import files
 from lifelong.errors import DivergedError, InputError
 from lifelong.experiments import build
 from lifelong.experiments import result as results
 from lifelong.experiments.plan import Planned
 from lifelong.experiments.recipe import differences, record
 from lifelong.experiments.run import Every, Finished, RunEvent, events
-from lifelong.training import checkpoint
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def compare(
         yield from _one_by_one(share, out, checkpoint_every)
     else:
         yield from _spread(share, out, workers, checkpoint_every)
-    checkpoint.write_json(out / "results.json", gather(planned, out))
+    files.write_json(out / "results.json", gather(planned, out))
 
 
 def gather(planned: Sequence[Planned], out: Path) -> list[dict[str, Any]]:

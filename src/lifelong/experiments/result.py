@@ -6,7 +6,7 @@ import dataclasses
 import datetime
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ class Tally:
 
     Args:
         accuracy: rows of the accuracy matrix so far, row 0 before any learning.
+        expert_accuracy: on each task so far, of the network as it was trained on it, for methods that merge.
         seconds: wall time.
         train_samples: samples stepped on, `test_samples` samples answered for.
         old_samples: most training samples of earlier tasks that a task read.
@@ -45,6 +46,7 @@ class Tally:
     """
 
     accuracy: list[list[float]] = dataclasses.field(default_factory=list)
+    expert_accuracy: list[float] = dataclasses.field(default_factory=list)
     seconds: Seconds = dataclasses.field(default_factory=Seconds)
     train_samples: int = 0
     test_samples: int = 0
@@ -69,6 +71,15 @@ def measures(accuracy: Sequence[Sequence[float]], weights: Sequence[float] | Non
         "learning_accuracy": metrics.learning_accuracy(matrix),
         "new_accuracy": metrics.learning_accuracy(matrix),
         "old_accuracy": metrics.old_accuracy(matrix),
+    }
+
+
+def of_merging(tally: Tally, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is told of a method that merges: its own measures, and how near it comes to its experts."""
+    return {
+        "expert_accuracy": tally.expert_accuracy,
+        "normalised_accuracy": metrics.normalised_accuracy(np.asarray(tally.accuracy), tally.expert_accuracy),
+        **found,
     }
 
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from lifelong import tree
+from lifelong import files, tree
 from lifelong.errors import InputError
 from lifelong.experiments import build, memory
 from lifelong.experiments import result as results
@@ -24,6 +24,7 @@ from lifelong.experiments.result import Tally
 from lifelong.learner import Learner
 from lifelong.methods import Method
 from lifelong.streams import Scenario, Stream
+from lifelong.streams.task import Task
 from lifelong.training import checkpoint, loop, state
 from lifelong.training.early_stopping import EarlyStopping
 from lifelong.training.evaluation import accuracy, needs_task_id
@@ -173,7 +174,7 @@ def claim(out: Path, recipe: Recipe, resume: bool) -> None:
     if out.exists() and (not out.is_dir() or any(each.name != ".lock" for each in out.iterdir())):
         raise InputError(f"{out} exists and holds no run: choose another --out")
     out.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_json(path, ours)
+    files.write_json(path, ours)
 
 
 def _in_folder(
@@ -244,6 +245,7 @@ def _events(running: Run, every: Every) -> Iterator[RunEvent]:
         elif isinstance(event, TaskDone):
             _synchronize(running.learner)
             tally.seconds.consolidate += time.perf_counter() - started
+            _measure_expert(running, event.task)
             yield event
             yield _evaluate(running, clock.task)
             _save(running, 0.0, None)
@@ -281,6 +283,17 @@ def _evaluate(running: Run, learned: int) -> Evaluated:
     running.tally.test_samples += sum(len(split) for split in splits)
     running.tally.seconds.evaluate += time.perf_counter() - begun
     return Evaluated(learned, row)
+
+
+def _measure_expert(running: Run, task: Task) -> None:
+    """Note how well the network as it was trained, and not what it was merged into, answers for `task`."""
+    if not _merges(running.method):
+        return
+    begun = time.perf_counter()
+    split = task.test if running.recipe.evaluate_on == "test" else task.validation
+    running.tally.expert_accuracy.append(accuracy(running.learner, Method(), task, split))
+    running.tally.test_samples += len(split)
+    running.tally.seconds.evaluate += time.perf_counter() - begun
 
 
 def _save(running: Run, started: float, paused: float | None) -> float:
@@ -322,7 +335,7 @@ def _finish(running: Run) -> dict[str, Any]:
     recipe, tally, stream = running.recipe, running.tally, running.stream
     tally.peak_rss_bytes = max(tally.peak_rss_bytes, memory.peak_bytes())
     weights = [len(task.test) for task in stream.tasks] if stream.scenario is Scenario.CLASS else None
-    model = tree.weights(running.learner.model)
+    model = running.method.weights(running.learner)
     kept = max(state.stored_samples(running.method), tally.old_samples)
     result = {
         "recipe": record(recipe),
@@ -337,6 +350,7 @@ def _finish(running: Run) -> dict[str, Any]:
         "tasks": [task.name for task in stream.tasks],
         "accuracy": tally.accuracy,
         **results.measures(tally.accuracy, weights),
+        "merging": results.of_merging(tally, running.method.measures()) if _merges(running.method) else None,
         "seconds": {**dataclasses.asdict(tally.seconds), "total": tally.seconds.total},
         "train_samples_per_second": tally.train_samples / max(tally.seconds.train, 1e-9),
         "predict_samples_per_second": tally.test_samples / max(tally.seconds.evaluate, 1e-9),
@@ -356,8 +370,8 @@ def _finish(running: Run) -> dict[str, Any]:
     }
     if running.folder is not None:
         whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.items()}
-        checkpoint.write_file(running.folder / "model.safetensors", save(whole))
-        checkpoint.write_json(running.folder / "result.json", result)
+        files.write_file(running.folder / "model.safetensors", save(whole))
+        files.write_json(running.folder / "result.json", result)
     return result
 
 
@@ -368,6 +382,12 @@ def _settings(method: Method) -> dict[str, Any]:
     if isinstance(method, Chain):
         return {name: _settings(part) for name, part in method.methods.items()}
     return {field.name: getattr(method, field.name) for field in fields(type(method))}
+
+
+def _merges(method: Method) -> bool:
+    from lifelong.methods import Chain
+
+    return any(each.merges for each in (method.methods.values() if isinstance(method, Chain) else [method]))
 
 
 def _line(event: RunEvent) -> dict[str, Any] | None:

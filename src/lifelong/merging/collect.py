@@ -114,7 +114,7 @@ def regmean_plus_plus(
             raise InputError(f"the model has no block {block!r} with weights")
         grams = []
         for expert, samples in zip(experts, batches, strict=True):
-            with _holding(model, merged | {name: expert[name] for name in inside}):
+            with holding(model, merged | {name: expert[name] for name in inside}):
                 grams.append(gram(model, samples))
         for name in inside:
             if name in grams[0]:
@@ -140,9 +140,9 @@ def _weight(layer: str) -> str:
 
 
 @contextlib.contextmanager
-def _holding(model: nn.Module, weights: Params) -> Iterator[None]:
-    """While this lasts, `model` has the given weights."""
-    live = tree.weights(model)
+def holding(model: nn.Module, weights: Params) -> Iterator[None]:
+    """While this lasts, `model` has the given `weights`; others are as they are."""
+    live = {name: each for name, each in tree.weights(model).items() if name in weights}
     kept = tree.snapshot(live)
     tree.copy_(live, weights)
     try:

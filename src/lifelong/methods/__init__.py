@@ -8,6 +8,7 @@ from typing import Any
 from lifelong import settings
 from lifelong.errors import InputError, unknown
 from lifelong.methods.a_gem import AGEM
+from lifelong.methods.adamerging import AdaMerging
 from lifelong.methods.anchor import Anchor
 from lifelong.methods.bi_r import BIR
 from lifelong.methods.bic import BiC
@@ -32,10 +33,13 @@ from lifelong.methods.lfl import LFL
 from lifelong.methods.lwf import LwF
 from lifelong.methods.lwf_mc import LwFMC
 from lifelong.methods.mas import MAS
+from lifelong.methods.merge import TIESCL, AverageIndependent, AverageSequential, MagMax, MaxAbs, Merge, RandMix
 from lifelong.methods.method import Method
 from lifelong.methods.mir import MIR
+from lifelong.methods.model_soup import ModelSoup
 from lifelong.methods.naive import Naive
 from lifelong.methods.ncm import NCM
+from lifelong.methods.opcm import OPCM
 from lifelong.methods.packnet import PackNet
 from lifelong.methods.piggyback import Piggyback
 from lifelong.methods.progressive import Progressive
@@ -89,6 +93,16 @@ METHODS: dict[str, type[Method]] = {
     "hat": HAT,
     "progressive": Progressive,
     "growing": Growing,
+    "merge": Merge,
+    "magmax": MagMax,
+    "maxabs": MaxAbs,
+    "avg-sequential": AverageSequential,
+    "avg-independent": AverageIndependent,
+    "randmix": RandMix,
+    "ties-cl": TIESCL,
+    "opcm": OPCM,
+    "model-soup": ModelSoup,
+    "adamerging": AdaMerging,
 }
 
 __all__ = [
@@ -109,11 +123,16 @@ __all__ = [
     "METHODS",
     "MIR",
     "NCM",
+    "OPCM",
     "SCP",
     "SI",
     "SLDA",
+    "TIESCL",
     "VCL",
+    "AdaMerging",
     "Anchor",
+    "AverageIndependent",
+    "AverageSequential",
     "Chain",
     "DERpp",
     "FeatureExtraction",
@@ -124,13 +143,18 @@ __all__ = [
     "Joint",
     "LwF",
     "LwFMC",
+    "MagMax",
+    "MaxAbs",
+    "Merge",
     "Method",
+    "ModelSoup",
     "Naive",
     "PackNet",
     "Piggyback",
     "Progressive",
     "RWalk",
     "RanPAC",
+    "RandMix",
     "Separate",
     "Uncertainty",
     "VCLMemory",

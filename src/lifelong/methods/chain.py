@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -94,6 +95,12 @@ class Chain(Method):
 
     def logits(self, learner: Learner, inputs: Tensor, task: int) -> Tensor:
         return self._whose("logits").logits(learner, inputs, task)
+
+    def weights(self, learner: Learner) -> Params:
+        return self._whose("weights").weights(learner)
+
+    def measures(self) -> dict[str, Any]:
+        return {name: each for method in self.methods.values() for name, each in method.measures().items()}
 
     def _whose(self, hook: str) -> Method:
         """Return the method that has a `hook` of its own, or one that does what all do by default."""

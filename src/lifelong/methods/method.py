@@ -48,6 +48,8 @@ class Method:
     `makes_loss`, which do not build on the loss so far, a chain has one at most and asks it first; one that `freezes`
     parts of the network before a task does so before others look at what is trained.
 
+    A method that `merges` leaves the network as the expert of the last task, and answers with something made of all.
+
     `before_task` and `after_task` are called on a stream without boundaries too, around each of the stages that
     accuracy is measured between. A method that does without boundaries promises that what it learns of old samples does
     not hang on where these stages end.
@@ -66,6 +68,7 @@ class Method:
     makes_loss: ClassVar[bool] = False
     freezes: ClassVar[bool] = False
     all_outputs: ClassVar[bool] = False
+    merges: ClassVar[bool] = False
 
     def needs_boundaries(self) -> bool:
         """Return whether, under its settings, it must know where a task ends."""
@@ -122,3 +125,11 @@ class Method:
         """Return the logits `[batch, outputs]` that answer for `inputs` at prediction time."""
         logits: Tensor = learner.model(inputs, task)
         return logits
+
+    def weights(self, learner: Learner) -> Params:
+        """Return what a run leaves behind as the network's weights: by their names, parameters and buffers."""
+        return tree.weights(learner.model)
+
+    def measures(self) -> dict[str, Any]:
+        """Return what it has found out on its way that results should tell, as JSON."""
+        return {}

@@ -14,30 +14,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from lifelong.errors import StateError
+from lifelong.files import write_file, write_json
 
 _KEEP = 2
 _FILES = {"tensors.safetensors", "state.json"}
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write `content` beside `path`, push it to the disk, and give it its name; `path` is never half-written."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(beside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError as error:
-        # The system does not say which file the disk was too full for.
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON as `write_file` does; a number that is not finite is refused, as readers refuse it."""
-    write_file(path, json.dumps(value, indent=1, allow_nan=False).encode())
 
 
 def save_checkpoint(folder: Path, position: int, state: Any, tensors: dict[str, Tensor]) -> None:

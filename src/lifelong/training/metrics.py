@@ -73,5 +73,14 @@ def intransigence(matrix: Matrix, joint: Matrix) -> float:
     return float(np.mean((joint[-1] if trained_once else reference) - _diagonal(matrix)))
 
 
+def normalised_accuracy(matrix: Matrix, experts: Sequence[float]) -> float | None:
+    """Return `1/T sum_j a[T][j] / e[j]`, e the accuracy of each task's own expert, or None where one of them is 0.
+
+    1 where the merge answers for every task as well as the weights that were trained on it (2212.04089).
+    """
+    reference = np.asarray(experts)
+    return float(np.mean(matrix[-1] / reference)) if (reference > 0).all() else None
+
+
 def _diagonal(matrix: Matrix) -> Matrix:
     return np.asarray([matrix[j + 1, j] for j in range(matrix.shape[1])])

@@ -1,0 +1,75 @@
+"""`lifelong pool` as a user meets it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from merging.models import read, tensors, write
+
+from lifelong.cli import main
+
+
+@pytest.fixture
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    base = tensors(0)
+    write(tmp_path / "base", base)
+    for seed, name in enumerate("ab", 1):
+        write(tmp_path / name, tensors(seed, base))
+    monkeypatch.chdir(tmp_path)
+    assert main(["pool", "create", "pool", "--base", "base"]) == 0
+    for name in "ab":
+        assert main(["pool", "add", "pool", name, name, "--base", "base"]) == 0
+    return tmp_path
+
+
+def test_a_pool_merges_as_its_models_do(models: Path) -> None:
+    words = ["--rule", "magmax", "--rule.lambda", "0.7"]
+    assert main(["pool", "merge", "pool", *words, "--out", "one"]) == 0
+    assert main(["merge", *words, "--base", "base", "a", "b", "--out", "two"]) == 0
+    one, two = read(models / "one"), read(models / "two")
+    assert one.keys() == two.keys()
+    for name in one:
+        np.testing.assert_allclose(one[name].astype(np.float64), two[name].astype(np.float64), rtol=0.02, atol=1e-6)
+
+
+def test_what_is_there_is_listed(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pool", "add", "pool", "small", "a", "--format", "sparse", "--density", "0.2"]) == 0
+    assert main(["pool", "remove", "pool", "b"]) == 0
+    capsys.readouterr()
+    assert main(["pool", "list", "pool", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [(each["name"], each["format"]) for each in shown["members"]] == [("a", "float32"), ("small", "sparse")]
+    assert main(["pool", "list", "pool"]) == 0
+    assert "2 experts" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["ad", "pool"], "unknown action 'ad', did you mean 'add'?"),
+        (["list", "base"], "base is no pool"),
+        (["create", "other"], "--base is missing"),
+        (["create", "pool", "--base", "base"], "exists and is not empty"),
+        (["add", "pool", "c"], "add takes a folder, a name and a model"),
+        (["add", "pool", "a", "a"], "has an expert 'a' already"),
+        (["add", "pool", "c", "c"], "no model at c"),
+        (["add", "pool", "c", "a", "--base", "a"], "is of another base"),
+        (["add", "pool", "c", "a", "--density", "much"], "density = 'much' must be a number"),
+        (["remove", "pool", "aa"], "unknown expert 'aa', did you mean 'a'?"),
+        (["merge", "pool"], "--out is missing"),
+        (["merge", "pool", "--out", "base"], "base exists"),
+        (["merge", "pool", "--rule", "magmix", "--out", "out"], "did you mean 'magmax'?"),
+        (["merge", "pool", "--rule", "fisher", "--out", "out"], "rule fisher needs the fisher statistics"),
+        (["merge", "pool", "--rule.scal", "1", "--out", "out"], "did you mean 'scale'?"),
+        (["create", "other", "--base", "base", "--limit", "much"], "limit = 'much' must be a size"),
+    ],
+)
+def test_wrong_input_is_one_line(models: Path, words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["pool", *words]) == 2
+    told = capsys.readouterr().err
+    assert says in told
+    assert len(told.splitlines()) == 1
