@@ -79,16 +79,22 @@ def without_head(module: nn.Module, head: str | None = None) -> nn.Module:
 
     Args:
         module: a classifier; changed in place.
-        head: dotted name of the layer to take off; by default the last `nn.Linear` in the order of definition.
+        head: dotted name of the module to take off, of any kind; by default the last `nn.Linear` in the order of
+            definition.
 
     Raises:
         InputError: no linear layer, or no module of that name.
     """
     linear = [name for name, child in module.named_modules() if isinstance(child, nn.Linear)]
-    if head is not None and head not in linear:
-        raise InputError(f"the model has no linear layer {head!r}{closest(head, linear) or f': it has {linear}'}")
-    if not linear:
-        raise InputError(f"{type(module).__name__} has no linear layer to take off as its head")
+    named = [name for name, _ in module.named_modules() if name]
+    if head is not None and head not in named:
+        raise InputError(f"the model has no layer {head!r}{closest(head, named) or f': it has {named[-4:]}'}")
+    if head is None and not linear:
+        last = f", such as {named[-1]}" if named else ""
+        raise InputError(
+            f"{type(module).__name__} has no linear layer to take off as its head: name the module that is one with "
+            f"model.head_name{last}"
+        )
     name = head or linear[-1]
     if name == "":
         return nn.Identity()
@@ -103,8 +109,8 @@ def _width(trunk: nn.Module, sample: Tensor) -> int:
     try:
         with torch.no_grad():
             shape = tuple(trunk(sample).shape)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+    except (RuntimeError, TypeError, AttributeError, IndexError, ValueError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"the model does not take samples of shape {tuple(sample.shape[1:])}: {reason}") from error
     finally:
         trunk.train(training)

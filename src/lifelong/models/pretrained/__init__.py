@@ -1,0 +1,53 @@
+"""Networks with weights that are there: where they come from, how they read, and what of them learns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lifelong.errors import InputError
+from lifelong.models.pretrained.settings import Pretrained
+from lifelong.models.pretrained.sources import NAMED, PREFIXED, minilm_folder
+from lifelong.models.pretrained.tokenizer import Tokenizer, tokenizer_of
+from lifelong.models.pretrained.trunks import ImageTrunk, TextTrunk
+
+__all__ = [
+    "NAMED",
+    "PREFIXED",
+    "ImageTrunk",
+    "Pretrained",
+    "TextTrunk",
+    "Tokenizer",
+    "is_pretrained",
+    "load",
+    "tokenizer",
+]
+
+
+def is_pretrained(name: str) -> bool:
+    """Return whether the model `name` comes with weights: `hf:`, `timm:`, a folder, or a key of `NAMED`."""
+    return name in NAMED or name.startswith(tuple(PREFIXED)) or Path(name, "config.json").is_file()
+
+
+def load(name: str, chosen: Pretrained) -> ImageTrunk | TextTrunk:
+    """Return the trunk of the pretrained model `name` with its weights.
+
+    Raises:
+        InputError: it cannot be had, or not with these settings.
+    """
+    if name in NAMED:
+        return NAMED[name][1](chosen)
+    for prefix, (_, source) in PREFIXED.items():
+        if name.startswith(prefix):
+            return source(name.removeprefix(prefix), chosen)
+    return PREFIXED["hf:"][1](name, chosen)
+
+
+def tokenizer(name: str, chosen: Pretrained) -> Tokenizer:
+    """Return the tokenizer of the pretrained model `name`.
+
+    Raises:
+        InputError: it reads no text, or the tokenizer is missing or another model's.
+    """
+    if name == "efficientnet-lite0" or name.startswith("timm:"):
+        raise InputError(f"model {name} reads no text: take minilm or hf:FOLDER of a text encoder")
+    return tokenizer_of(minilm_folder() if name == "minilm" else name.removeprefix("hf:"), chosen)
