@@ -8,7 +8,7 @@ import hashlib
 import torch
 from torch import nn
 
-from lifelong import models, streams
+from lifelong import models, randomness, streams
 from lifelong.data import Dataset, Samples, load
 from lifelong.data.features import features
 from lifelong.errors import InputError
@@ -25,6 +25,9 @@ from lifelong.streams.assemble import Cut
 from lifelong.streams.transforms import Augment, pad
 from lifelong.training.loop import Schedule
 from lifelong.training.optimizers import make_optimizer, rate_schedule
+
+# Of pretrained networks, which are large: gigabytes of activations and of their gradients otherwise.
+_LARGEST = 64
 
 _HEAD_OF: dict[Scenario, HeadKind] = {
     Scenario.TASK: "multi",
@@ -118,6 +121,8 @@ def learner(recipe: Recipe, stream: Stream, module: torch.nn.Module | None = Non
     else:
         # Where only the head learns, the stream is of features already.
         trunk = nn.Flatten() if _only_head(recipe) else _trunk(recipe, shape)
+    chosen = models.pretrained_settings(recipe.model, recipe.model_settings)
+    factors = {} if chosen is None or chosen.learn == "head" else _prepared(trunk, chosen, recipe.seed)
     if (recipe.flip or recipe.crop) and len(shape) != 3:
         raise InputError(f"flip and crop are for images [channels, height, width], and the data has {shape}")
     split = stream.tasks[0].train
@@ -133,7 +138,6 @@ def learner(recipe: Recipe, stream: Stream, module: torch.nn.Module | None = Non
         mask_unseen=mask_unseen,
         seed=recipe.seed,
     )
-    factors = _rates(recipe, network.trunk)
     where = device(recipe.device)
     return Learner(
         network.to(where),
@@ -142,6 +146,7 @@ def learner(recipe: Recipe, stream: Stream, module: torch.nn.Module | None = Non
         seed=recipe.seed,
         device=where,
         autocast=torch.bfloat16 if recipe.precision == "bf16" else None,
+        largest_batch=2**31 if chosen is None else _LARGEST,
         planned_tasks=len(stream),
         planned_classes=classes,
     )
@@ -199,6 +204,12 @@ def _with_weights(recipe: Recipe, trunk: nn.Module) -> nn.Module:
     return trunk
 
 
+def _prepared(trunk: nn.Module, chosen: models.Pretrained, seed: int) -> dict[nn.Parameter, float]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(randomness.derive(seed, "adapters"))
+        return models.prepare(trunk, chosen)
+
+
 def _only_head(recipe: Recipe) -> bool:
     chosen = models.pretrained_settings(recipe.model, recipe.model_settings)
     return chosen is not None and chosen.learn == "head"
@@ -218,12 +229,6 @@ def _featured(recipe: Recipe, sets: list[Dataset]) -> list[Dataset]:
         digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
     scaled = Split(torch.empty(0), torch.empty(0)).scaled
     return [features(each, lambda inputs: trunk(scaled(inputs.to(where))), digest.hexdigest()) for each in sets]
-
-
-def _rates(recipe: Recipe, trunk: nn.Module) -> dict[nn.Parameter, float]:
-    """Freeze the layers that are not to learn, and return the factors on the learning rate of the others."""
-    chosen = models.pretrained_settings(recipe.model, recipe.model_settings)
-    return {} if chosen is None else models.set_rates(trunk, chosen.layer_decay, chosen.rates)
 
 
 def _scenario(recipe: Recipe) -> Scenario:

@@ -13,8 +13,7 @@ from lifelong.errors import InputError, unknown
 from lifelong.models import pretrained
 from lifelong.models.network import HeadKind, Network, with_head, without_head
 from lifelong.models.networks import MLP, ConvNet
-from lifelong.models.pretrained import ImageTrunk, Pretrained, Tokenizer, is_pretrained
-from lifelong.models.rates import set_rates
+from lifelong.models.pretrained import ImageTrunk, Pretrained, Tokenizer, is_pretrained, prepare
 
 MODELS: dict[str, type[MLP] | type[ConvNet]] = {"mlp": MLP, "convnet": ConvNet}
 
@@ -26,8 +25,8 @@ __all__ = [
     "Network",
     "Pretrained",
     "Tokenizer",
+    "prepare",
     "pretrained_settings",
-    "set_rates",
     "tokenizer",
     "trunk",
     "with_head",

@@ -1,4 +1,4 @@
-"""Layers with learning rates of their own: lower ones slower, some frozen."""
+"""Layers with learning rates of their own: lower ones slower, some frozen, normalisation held."""
 
 from __future__ import annotations
 
@@ -42,6 +42,13 @@ def set_rates(trunk: nn.Module, decay: float, rates: Mapping[str, float]) -> dic
         if factors[name] == 0:
             parameter.requires_grad_(False)
     return {named[name]: factor for name, factor in factors.items() if factor not in (0, 1)}
+
+
+def fix_batch_norm(module: nn.Module) -> None:
+    """Freeze the batch normalisation within `module`; its statistics stay as well, since `train_mode` leaves it be."""
+    for each in module.modules():
+        if isinstance(each, nn.modules.batchnorm._BatchNorm):
+            each.requires_grad_(False)
 
 
 def _begins(name: str, beginning: str) -> bool:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from torch import nn
+
 from lifelong.errors import InputError
+from lifelong.models.pretrained.adapters import add_adapters
 from lifelong.models.pretrained.settings import Pretrained
 from lifelong.models.pretrained.sources import NAMED, PREFIXED, minilm_folder
 from lifelong.models.pretrained.tokenizer import Tokenizer, tokenizer_of
 from lifelong.models.pretrained.trunks import ImageTrunk, TextTrunk
+from lifelong.models.rates import fix_batch_norm, set_rates
 
 __all__ = [
     "NAMED",
@@ -19,6 +23,7 @@ __all__ = [
     "Tokenizer",
     "is_pretrained",
     "load",
+    "prepare",
     "tokenizer",
 ]
 
@@ -40,6 +45,22 @@ def load(name: str, chosen: Pretrained) -> ImageTrunk | TextTrunk:
         if name.startswith(prefix):
             return source(name.removeprefix(prefix), chosen)
     return PREFIXED["hf:"][1](name, chosen)
+
+
+def prepare(trunk: nn.Module, chosen: Pretrained) -> dict[nn.Parameter, float]:
+    """Freeze and adapt `trunk`, which has its weights, as `chosen` says.
+
+    Returns:
+        the factor on the learning rate of each parameter that has one other than 1.
+
+    Raises:
+        InputError: layers or weights that `trunk` has not.
+    """
+    if chosen.learn == "lora":
+        add_adapters(trunk, chosen)
+    if chosen.fix_batch_norm:
+        fix_batch_norm(trunk)
+    return set_rates(trunk, chosen.layer_decay, chosen.rates)
 
 
 def tokenizer(name: str, chosen: Pretrained) -> Tokenizer:

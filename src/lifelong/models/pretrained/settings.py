@@ -12,8 +12,10 @@ from lifelong.settings import setting
 class Pretrained:
     """A network with weights that are there: of transformers, of timm, of a pip package, or of a function."""
 
-    learn: Literal["all", "head"] = setting(
-        "all", "what is trained: all weights, or the head alone on features that are computed once and kept on disk"
+    learn: Literal["all", "head", "lora"] = setting(
+        "all",
+        "what is trained: all weights, adapters of low rank beside them, or the head alone, on features that are "
+        "computed once and kept on disk",
     )
     image_size: int | None = setting(
         None, "pixels a side that images are resized to, batch by batch; the network's own by default", ge=1
@@ -33,6 +35,12 @@ class Pretrained:
     )
     rates: dict[str, float] = setting(
         dict, "factor on the learning rate by the beginning of a weight's name, 0 to freeze: {embeddings: 0}"
+    )
+    fix_batch_norm: bool = setting(False, "batch normalisation keeps its weights and its statistics")
+    rank: int = setting(8, "lora: rank of each adapter", ge=1)
+    alpha: float = setting(16.0, "lora: an adapter's change is alpha/rank B A", gt=0)
+    adapted: tuple[str, ...] | None = setting(
+        None, "lora: ends of the names of the layers that get an adapter; all linear ones by default"
     )
     gradient_checkpointing: bool = setting(
         False, "activations are computed again in the backward pass: less memory, a third more time"
