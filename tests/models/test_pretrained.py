@@ -14,6 +14,9 @@ from torch.nn import functional as F
 
 from lifelong import models
 from lifelong.errors import InputError
+from lifelong.learner import train_mode
+from lifelong.models.heads import FixedBlock
+from lifelong.models.pretrained.adapters import begin_adapters, folded
 from lifelong.models.pretrained.trunks import ImageTrunk, TextTrunk
 from lifelong.models.rates import set_rates
 
@@ -192,3 +195,63 @@ def test_efficientnet_lite_knows_imagenet() -> None:
         assert made.eval()(IMAGES).shape == (5, 1280)
     with pytest.raises(InputError, match="has no gradient checkpointing"):
         models.trunk("efficientnet-lite0", {"gradient_checkpointing": True}, (3, 32, 32), 0)
+
+
+def test_adapters_begin_as_the_network_and_fold_into_it(folders: dict[str, Path]) -> None:
+    plain, made = trunk(folders["bert"], (10,)), trunk(folders["bert"], (10,))
+    chosen = models.Pretrained(learn="lora", rank=2, alpha=6.0, adapted=("query", "value"))
+    torch.manual_seed(1)
+    models.prepare(made, chosen)
+    inputs = tokens(folders["bert"], tokens=10)
+    with torch.no_grad():
+        assert torch.equal(made(inputs), plain(inputs))
+    trained = {name: each for name, each in made.named_parameters() if each.requires_grad}
+    assert len(trained) == 3 * 2 * 2
+    assert all(".lora_" in name for name in trained)
+    assert sum(each.numel() for each in trained.values()) == 3 * 2 * 2 * (16 * 2)
+    for each in trained.values():
+        nn.init.normal_(each, generator=torch.Generator().manual_seed(2))
+    name = "encoder.encoder.layer.0.attention.self.query"
+    left, right = (trained[f"{name}.lora_{half}.default.weight"] for half in "BA")
+    weights = folded(made)
+    before = plain.get_parameter(f"{name}.weight")
+    torch.testing.assert_close(weights[f"{name}.base_layer.weight"], before + 6 / 2 * left @ right)
+    answers = made(inputs)
+    assert not torch.allclose(answers, plain(inputs), atol=1e-3)
+    begin_adapters(made, weights)
+    torch.testing.assert_close(made(inputs), answers)
+    assert not bool(left.any())
+    with pytest.raises(InputError, match=r"no layer's name ends with 'qery', did you mean 'query'"):
+        models.prepare(trunk(folders["bert"]), models.Pretrained(learn="lora", adapted=("qery",)))
+
+
+def test_names_of_classes_are_embedded_as_the_library_does(folders: dict[str, Path]) -> None:
+    settings = {"prompt": "the {} was good", "tokens": 12}
+    rows, scale = models.class_embeddings(f"hf:{folders['clip']}", settings, ["film", "book"])
+    model = transformers.CLIPModel.from_pretrained(folders["clip"]).eval()
+    read = transformers.AutoTokenizer.from_pretrained(folders["clip"])
+    with torch.no_grad():
+        for row, name in zip(rows, ("film", "book"), strict=True):
+            words = read(f"the {name} was good", return_tensors="pt")
+            output = model(input_ids=words["input_ids"], attention_mask=words["attention_mask"], pixel_values=IMAGES)
+            torch.testing.assert_close(F.normalize(row, dim=0), output.text_embeds[0])
+            features = trunk(folders["clip"])(IMAGES)
+            torch.testing.assert_close(FixedBlock(row[None], scale)(features), output.logits_per_image)
+    with pytest.raises(InputError, match="has no text tower"):
+        models.class_embeddings(f"hf:{folders['vit']}", {}, ["film"])
+    with pytest.raises(InputError, match="has no text tower"):
+        models.class_embeddings("minilm", {}, ["film"])
+    with pytest.raises(InputError, match="for the name of the class"):
+        models.class_embeddings(f"hf:{folders['clip']}", {"prompt": "a photo"}, ["film"])
+
+
+def test_fixed_batch_norm_keeps_its_statistics() -> None:
+    made = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    models.prepare(made, models.Pretrained(fix_batch_norm=True))
+    train_mode(made)
+    made(IMAGES)
+    norm = made[1]
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None
+    assert not bool(norm.running_mean.any())
+    assert [name for name, each in made.named_parameters() if each.requires_grad] == ["0.weight", "0.bias"]

@@ -12,6 +12,7 @@ from lifelong import models, randomness, streams
 from lifelong.data import Dataset, Samples, load
 from lifelong.data.features import features
 from lifelong.errors import InputError
+from lifelong.experiments.fixed_heads import fixed_head
 from lifelong.experiments.recipe import Recipe, read_weights
 from lifelong.learner import Learner
 from lifelong.methods import METHODS, Chain, Method
@@ -137,6 +138,7 @@ def learner(recipe: Recipe, stream: Stream, module: torch.nn.Module | None = Non
         outputs=len(stream.classes),
         mask_unseen=mask_unseen,
         seed=recipe.seed,
+        fixed=fixed_head(recipe, stream, trunk),
     )
     where = device(recipe.device)
     return Learner(

@@ -71,6 +71,11 @@ class Recipe:
     )
     weights_settings: dict[str, Any] = setting(dict, "sha256: digest that the file must have; filled in if not given")
     head: Literal["auto", "single", "multi", "growing"] = setting("auto", "last layer; by scenario by default")
+    head_rows: Literal["learned", "class-means", "class-names"] = setting(
+        "learned",
+        "outputs: learned, or fixed from the beginning: mean features of each class's training samples, or "
+        "embeddings of the classes' names by the model's text tower",
+    )
     mask_unseen: bool = setting(
         True, "a single head of a class-incremental stream answers for seen classes only; blurry masks none"
     )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lifelong import randomness, settings
 from lifelong.errors import InputError, unknown
@@ -25,6 +26,7 @@ __all__ = [
     "Network",
     "Pretrained",
     "Tokenizer",
+    "class_embeddings",
     "prepare",
     "pretrained_settings",
     "tokenizer",
@@ -82,6 +84,18 @@ def tokenizer(name: str, values: dict[str, Any]) -> Tokenizer:
     if chosen is None or not is_pretrained(name):
         raise InputError(f"model {name} reads no text: take minilm or hf:FOLDER of a text encoder")
     return pretrained.tokenizer(name, chosen)
+
+
+def class_embeddings(name: str, values: dict[str, Any], classes: Sequence[str]) -> tuple[Tensor, float]:
+    """Return embeddings `[classes, width]` of the names of classes by the text tower of `name`, and the logits' scale.
+
+    Raises:
+        InputError: it has none.
+    """
+    chosen = pretrained_settings(name, values)
+    if chosen is None or not is_pretrained(name) or name in pretrained.NAMED or name.startswith("timm:"):
+        raise InputError(f"model {name} has no text tower for head_rows class-names: take class-means, or a CLIP model")
+    return pretrained.class_embeddings(name.removeprefix("hf:"), chosen, classes)
 
 
 def _imported(name: str) -> nn.Module:

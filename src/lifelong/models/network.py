@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from lifelong import randomness
 from lifelong.errors import InputError, closest
-from lifelong.models.heads import GrowingHead, MultiHead, SingleHead
+from lifelong.models.heads import FixedBlock, GrowingHead, MultiHead, SingleHead
 
 HeadKind = Literal["single", "multi", "growing"]
 
@@ -47,6 +48,7 @@ def with_head(
     outputs: int,
     mask_unseen: bool = False,
     seed: int = 0,
+    fixed: Callable[[int], FixedBlock] | None = None,
 ) -> Network:
     """Return `trunk` with a head on it.
 
@@ -58,13 +60,16 @@ def with_head(
         outputs: what a single head answers with; the others take theirs as tasks come.
         mask_unseen: a single head answers only for classes seen so far.
         seed: of the weights of the head, whenever its layers come.
+        fixed: gives the layer of a task, from its index, where none is to learn.
 
     Raises:
         InputError: a trunk that does not take such samples, or whose output is not `[batch, width]`.
     """
     width = _width(trunk, sample)
 
-    def block(index: int, count: int) -> nn.Linear:
+    def block(index: int, count: int) -> nn.Module:
+        if fixed is not None:
+            return fixed(index)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(randomness.derive(seed, "head", index))
             return nn.Linear(width, count)

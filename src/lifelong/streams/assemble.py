@@ -74,7 +74,7 @@ def assemble(name: str, data: str, scenario: Scenario, parts: Sequence[Part], cu
             Split(inputs, targets + offset, part.arrange, mean, std) for inputs, targets in _divide(part, cut, index)
         )
         classes = tuple(range(offset, offset + len(part.classes)))
-        tasks.append(Task(index, part.name, train, validation, test, classes))
+        tasks.append(Task(index, part.name, train, validation, test, classes, part.classes))
     return Stream(name, data, scenario, tuple(tasks), tuple(names))
 
 

@@ -12,6 +12,7 @@ from lifelong.models.pretrained.settings import Pretrained
 from lifelong.models.pretrained.sources import NAMED, PREFIXED, minilm_folder
 from lifelong.models.pretrained.tokenizer import Tokenizer, tokenizer_of
 from lifelong.models.pretrained.trunks import ImageTrunk, TextTrunk
+from lifelong.models.pretrained.zero_shot import class_embeddings
 from lifelong.models.rates import fix_batch_norm, set_rates
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Pretrained",
     "TextTrunk",
     "Tokenizer",
+    "class_embeddings",
     "is_pretrained",
     "load",
     "prepare",

@@ -42,6 +42,7 @@ class Pretrained:
     adapted: tuple[str, ...] | None = setting(
         None, "lora: ends of the names of the layers that get an adapter; all linear ones by default"
     )
+    prompt: str = setting("a photo of a {}.", "sentence that the text tower is given with a class's name for {}")
     gradient_checkpointing: bool = setting(
         False, "activations are computed again in the backward pass: less memory, a third more time"
     )

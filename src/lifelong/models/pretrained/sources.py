@@ -60,9 +60,9 @@ def from_transformers(name: str, chosen: Pretrained) -> ImageTrunk | TextTrunk:
     transformers = transformers_library()
     config = read(transformers.AutoConfig, name)
     if config.model_type == "clip":
-        model, _ = _weights(transformers.CLIPVisionModelWithProjection, name)
+        model, _ = weights(transformers.CLIPVisionModelWithProjection, name)
         return _image_trunk(model, name, chosen, config.vision_config.image_size, projected)
-    model, missing = _weights(transformers.AutoModel, name)
+    model, missing = weights(transformers.AutoModel, name)
     takes = inspect.signature(model.forward).parameters
     if "pixel_values" in takes:
         pool = _pool(name, chosen, model, missing, first_token)
@@ -87,7 +87,7 @@ def read(kind: Any, name: str) -> Any:
         raise _not_to_be_had(name, error) from error
 
 
-def _weights(kind: Any, name: str) -> tuple[Any, Collection[str]]:
+def weights(kind: Any, name: str) -> tuple[Any, Collection[str]]:
     """Return the model in float32, and the names of its weights that its file does not have."""
     try:
         # Other precisions are for `--precision`: weights that learn are kept in float32.
