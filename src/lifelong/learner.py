@@ -77,6 +77,7 @@ class Learner:
         seed: of everything that is drawn while learning.
         device: where model and data live.
         autocast: the dtype of mixed precision, or None for the parameters' own.
+        largest_batch: samples at most in a pass with gradients that makes no step, for the sake of memory.
         planned_tasks: length of the stream where it is known beforehand, or None.
         planned_classes: the number of classes of each task, where that is known beforehand.
         clock: where it stands.
@@ -90,6 +91,7 @@ class Learner:
     seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     autocast: torch.dtype | None = None
+    largest_batch: int = 2**31
     planned_tasks: int | None = None
     planned_classes: tuple[int, ...] = ()
     clock: Clock = field(default_factory=Clock)

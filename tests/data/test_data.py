@@ -377,7 +377,7 @@ def test_the_hubs_layout_without_training_or_pictures(tmp_path: Path) -> None:
         load(str(tmp_path / "a"))
     (tmp_path / "b").mkdir()
     pandas.DataFrame({"text": ["x", "y"], "label": [0, 1]}).to_parquet(tmp_path / "b" / "train-0.parquet")
-    with pytest.raises(InputError, match="no column of images among text, label"):
+    with pytest.raises(InputError, match="data b holds text in column 'text': it takes a tokenizer"):
         load(str(tmp_path / "b"))
 
 

@@ -90,12 +90,20 @@ def _entries(kind: str) -> dict[str, dict[str, Any]]:
 
         return {name: _rule(rule) for name, rule in RULES.items()}
     if kind == "models":
-        from lifelong.models import MODELS
-
-        return {name: _entry(model) for name, model in MODELS.items()}
+        return _models()
     from lifelong.methods import METHODS, overview
 
     return {name: {**_entry(method), **overview.traits(method)} for name, method in METHODS.items()}
+
+
+def _models() -> dict[str, dict[str, Any]]:
+    from lifelong.models import MODELS, Pretrained
+    from lifelong.models.pretrained import NAMED, PREFIXED
+
+    settings = _entry(Pretrained)["settings"]
+    sources = {**NAMED, **PREFIXED, "package.module:function": ("returns a classifier of your own", None)}
+    made = {name: {"meaning": meaning, "settings": settings} for name, (meaning, _) in sources.items()}
+    return {**{name: _entry(model) for name, model in MODELS.items()}, **made}
 
 
 def _rule(kind: type[Rule]) -> dict[str, Any]:

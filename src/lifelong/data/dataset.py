@@ -22,7 +22,8 @@ class Samples(NamedTuple):
     """Labelled samples.
 
     Args:
-        inputs: `[samples, channels, height, width]` uint8 images, `[samples, features]` floating point, or tokens.
+        inputs: `[samples, channels, height, width]` uint8 images, `[samples, features]` floating point, or
+            `[samples, length]` int64 tokens, -1 where a text has fewer.
         targets: `[samples]` int64 in `0 .. classes - 1`.
     """
 

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from lifelong.data.dataset import Dataset, Samples, divided, from_tensors
 from lifelong.data.images import decode
+from lifelong.data.text import Reading
+from lifelong.data.text import text_column as choose_text_column
 from lifelong.errors import InputError, closest
 
 HUB = {
@@ -34,8 +36,8 @@ def local_copy(name: str) -> Path | None:
     root = os.environ.get("LIFELONG_DATA")
     if not root:
         return None
-    path = Path(root) / name.rpartition("/")[2]
-    return path if path.is_dir() else None
+    # A name of the hub has its owner before it, a folder of several data sets those.
+    return next((path for each in (name, name.rpartition("/")[2]) if (path := Path(root) / each).is_dir()), None)
 
 
 def is_layout(path: Path) -> bool:
@@ -54,7 +56,29 @@ def digest(path: Path) -> str:
     return total.hexdigest()
 
 
-def read_folder(path: Path, name: str, target: str | None, image_size: int | None) -> Dataset:
+def text_column(path: Path, name: str, target: str | None, wanted: str | None) -> str | None:
+    """Return the column of texts in the data set in the folder `path`, or None where its inputs are pictures.
+
+    Raises:
+        InputError: `wanted` is no column of texts, or there are several.
+    """
+    import pyarrow.parquet
+
+    try:
+        schema = pyarrow.parquet.read_schema(min(path.rglob("*.parquet")))
+    except (pyarrow.ArrowInvalid, OSError):
+        return None  # a damaged file is named when it is read
+    if wanted is None and any(column in schema.names for column in _IMAGE_COLUMNS):
+        return None
+    kinds = (pyarrow.types.is_string, pyarrow.types.is_large_string)
+    texts = [field.name for field in schema if any(kind(field.type) for kind in kinds)]
+    label = target or next((column for column in _TARGET_COLUMNS if column in schema.names), None)
+    return choose_text_column(schema.names, [each for each in texts if each != label], wanted, f"data {name}")
+
+
+def read_folder(
+    path: Path, name: str, target: str | None, image_size: int | None, reading: Reading | None = None
+) -> Dataset:
     """Return the data set in the folder `path`; arguments and errors as for `lifelong.data.load`."""
     import datasets
 
@@ -66,10 +90,10 @@ def read_folder(path: Path, name: str, target: str | None, image_size: int | Non
         tables = {part: datasets.Dataset.from_parquet(each, keep_in_memory=True) for part, each in files.items()}
     except Exception as error:  # pyarrow, datasets and fsspec each have errors of their own for a damaged file
         raise InputError(f"data {path} cannot be read: {error}") from error
-    return convert(tables, name, target, image_size)
+    return convert(tables, name, target, image_size, reading)
 
 
-def read_hub(name: str, target: str | None, image_size: int | None) -> Dataset:
+def read_hub(name: str, target: str | None, image_size: int | None, reading: Reading | None = None) -> Dataset:
     """Return the data set `name` of the hub; arguments and errors as for `lifelong.data.load`."""
     # The hub is asked once and quickly: without a network the answer is wanted now, not after ten retries.
     os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "5")
@@ -93,7 +117,7 @@ def read_hub(name: str, target: str | None, image_size: int | None) -> Dataset:
         ) from error
     finally:
         constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = offline
-    return convert(dict(found), name, target, image_size)
+    return convert(dict(found), name, target, image_size, reading)
 
 
 def _reachable(name: str) -> bool:
@@ -110,8 +134,10 @@ def _reachable(name: str) -> bool:
     return True
 
 
-def convert(tables: dict[str, Any], name: str, target: str | None, image_size: int | None) -> Dataset:
-    """Return the tensors of `datasets` tables by split.
+def convert(
+    tables: dict[str, Any], name: str, target: str | None, image_size: int | None, reading: Reading | None = None
+) -> Dataset:
+    """Return the tensors of `datasets` tables by split, of texts where `reading` says how.
 
     Raises:
         InputError: no such column, no image column, or a split that is missing.
@@ -124,16 +150,17 @@ def convert(tables: dict[str, Any], name: str, target: str | None, image_size: i
         raise InputError(f"data {name}: no split named train, there are {', '.join(sorted(tables))}")
     test = next((part for part in _TEST_SPLITS if part in tables), None)
     columns = tables["train"].column_names
-    image, label = _image_column(tables["train"], name), _target_column(columns, name, target)
+    image = None if reading is not None else _image_column(tables["train"], name)
+    label = _target_column(columns, name, target)
     classes = _classes(tables, label, name)
-    read = {
-        part: (
-            _pictures(tables[part], image, f"{name}/{part}", image_size),
-            _labels(tables[part], label, classes),
-        )
-        for part in ("train", test)
-        if part is not None
-    }
+
+    def inputs(part: str) -> Tensor:
+        if reading is not None:
+            return _texts(tables[part], reading, f"data {name}/{part}")
+        assert image is not None
+        return _pictures(tables[part], image, f"{name}/{part}", image_size)
+
+    read = {part: (inputs(part), _labels(tables[part], label, classes)) for part in ("train", test) if part is not None}
     if test is None:
         train, held = divided(*read["train"])
         return from_tensors(train, held, name=name, classes=classes)
@@ -191,6 +218,15 @@ def _labels(table: Any, label: str, classes: tuple[str, ...]) -> Tensor:
     index = {name: position for position, name in enumerate(classes)}
     # A label that training never saw gets one past the last, which the check of the range names.
     return torch.tensor([index.get(str(each), len(classes)) for each in values])
+
+
+def _texts(table: Any, reading: Reading, where: str) -> Tensor:
+    if reading.column not in table.column_names:
+        columns = table.column_names
+        raise InputError(
+            f"{where}: no column {reading.column!r}{closest(reading.column, columns) or f' among {columns}'}"
+        )
+    return reading.tokens(list(table[reading.column]), where)
 
 
 def _pictures(table: Any, column: str, name: str, size: int | None) -> Tensor:

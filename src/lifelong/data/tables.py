@@ -1,15 +1,19 @@
-"""Tables of numbers with a label column: CSV, JSON lines, Parquet."""
+"""Tables of numbers, or of texts, with a label column: CSV, JSON lines, Parquet."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lifelong.data.dataset import Dataset, Samples, divided, from_tensors
+from lifelong.data.text import Reading
+from lifelong.data.text import text_column as choose_text_column
 from lifelong.errors import InputError, closest
 
 _TARGETS = ("label", "target", "class", "y")
@@ -45,10 +49,7 @@ def read(found: tuple[Path, Path | None], name: str, target: str | None) -> Data
     train_path, test_path = found
     table = read_table(train_path)
     column = _target(train_path, list(table.columns), target)
-    try:
-        classes = tuple(str(each) for each in sorted(table[column].dropna().unique()))
-    except TypeError:  # lists cannot be hashed, and text cannot be compared with numbers
-        raise InputError(f"table {train_path}: labels in {column!r} must be all numbers or all text") from None
+    classes = _classes(train_path, table, column)
     features = [each for each in table.columns if each != column]
     if not features:
         raise InputError(f"table {train_path} has no columns but {column!r}: there is nothing to learn from")
@@ -57,6 +58,39 @@ def read(found: tuple[Path, Path | None], name: str, target: str | None) -> Data
         first, held = divided(*train)
         return from_tensors(first, held, name=name, classes=classes)
     test = _samples(test_path, read_table(test_path), features, column, classes)
+    return from_tensors(train, test, name=name, classes=classes)
+
+
+def text_column(path: Path, target: str | None, wanted: str | None) -> str | None:
+    """Return the column of texts in the table `path`, or None where all its columns but the label are numbers.
+
+    Raises:
+        InputError: `wanted` is no column of texts, or there are several.
+    """
+    import pandas
+
+    table = read_table(path)
+    columns = list(table.columns)
+    label = _target(path, columns, target)
+    texts = [each for each in columns if each != label and pandas.api.types.is_string_dtype(table[each].dropna())]
+    return choose_text_column(columns, texts, wanted, f"table {path}")
+
+
+def read_text(found: tuple[Path, Path | None], name: str, target: str | None, reading: Reading) -> Dataset:
+    """Return the texts of one column as tokens, and labels; other columns are left out.
+
+    Raises:
+        InputError: a file that cannot be read, a missing column, or cells that hold no text or no label.
+    """
+    train_path, test_path = found
+    table = read_table(train_path)
+    column = _target(train_path, list(table.columns), target)
+    classes = _classes(train_path, table, column)
+    train = _texts(train_path, table, reading, column, classes)
+    if test_path is None:
+        first, held = divided(*train)
+        return from_tensors(first, held, name=name, classes=classes)
+    test = _texts(test_path, read_table(test_path), reading, column, classes)
     return from_tensors(train, test, name=name, classes=classes)
 
 
@@ -85,22 +119,47 @@ def _target(path: Path, columns: list[str], target: str | None) -> str:
     return found
 
 
+def _classes(path: Path, table: Any, column: str) -> tuple[str, ...]:
+    try:
+        return tuple(str(each) for each in sorted(table[column].dropna().unique()))
+    except TypeError:  # lists cannot be hashed, and text cannot be compared with numbers
+        raise InputError(f"table {path}: labels in {column!r} must be all numbers or all text") from None
+
+
 def _samples(path: Path, table: Any, features: list[str], column: str, classes: tuple[str, ...]) -> Samples:
     import pandas
 
-    absent = [each for each in (*features, column) if each not in table.columns]
-    if absent:
-        raise InputError(f"table {path} has no column {absent[0]!r}, which the training table has")
+    _check_columns(path, table, (*features, column))
     for each in features:
         if not pandas.api.types.is_numeric_dtype(table[each]):
             raise InputError(
                 f"table {path}: column {each!r} holds text, and features must be numbers: drop or encode it"
             )
-    for each in (*features, column):
+    _check_values(path, table, (*features, column))
+    inputs = np.array(table[features], dtype=np.float32)  # a copy: pandas may hand out memory that is read-only
+    return Samples(torch.from_numpy(inputs), _labels(table, column, classes))
+
+
+def _texts(path: Path, table: Any, reading: Reading, column: str, classes: tuple[str, ...]) -> Samples:
+    _check_columns(path, table, (reading.column, column))
+    _check_values(path, table, (reading.column, column))
+    return Samples(reading.tokens(list(table[reading.column]), f"table {path}"), _labels(table, column, classes))
+
+
+def _check_columns(path: Path, table: Any, needed: Sequence[str]) -> None:
+    absent = [each for each in needed if each not in table.columns]
+    if absent:
+        raise InputError(f"table {path} has no column {absent[0]!r}, which the training table has")
+
+
+def _check_values(path: Path, table: Any, needed: Sequence[str]) -> None:
+    for each in needed:
         missing = int(table[each].isna().sum())
         if missing:
             raise InputError(f"table {path}: column {each!r} lacks {missing} of its {len(table)} values")
+
+
+def _labels(table: Any, column: str, classes: tuple[str, ...]) -> Tensor:
     index = {name: position for position, name in enumerate(classes)}
-    labels = [index.get(str(each), len(classes)) for each in table[column]]
-    inputs = np.array(table[features], dtype=np.float32)  # a copy: pandas may hand out memory that is read-only
-    return Samples(torch.from_numpy(inputs), torch.tensor(labels))
+    # A label that training never saw gets one past the last, which the check of the range names.
+    return torch.tensor([index.get(str(each), len(classes)) for each in table[column]])

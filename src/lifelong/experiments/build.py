@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 
 import torch
+from torch import nn
 
-from lifelong import models, streams
+from lifelong import models, randomness, streams
 from lifelong.data import Dataset, Samples, load
+from lifelong.data.features import features
 from lifelong.errors import InputError
+from lifelong.experiments.fixed_heads import fixed_head
 from lifelong.experiments.recipe import Recipe, read_weights
 from lifelong.learner import Learner
 from lifelong.methods import METHODS, Chain, Method
@@ -17,11 +21,14 @@ from lifelong.methods.overview import spelled
 from lifelong.models import HeadKind, with_head
 from lifelong.models.network import without_head
 from lifelong.models.weights import load_trunk
-from lifelong.streams import Scenario, Stream
+from lifelong.streams import Scenario, Split, Stream
 from lifelong.streams.assemble import Cut
 from lifelong.streams.transforms import Augment, pad
 from lifelong.training.loop import Schedule
 from lifelong.training.optimizers import make_optimizer, rate_schedule
+
+# Of pretrained networks, which are large: gigabytes of activations and of their gradients otherwise.
+_LARGEST = 64
 
 _HEAD_OF: dict[Scenario, HeadKind] = {
     Scenario.TASK: "multi",
@@ -37,9 +44,11 @@ def stream(recipe: Recipe) -> Stream:
         InputError: data that cannot be had, or that the stream or the scenario does not fit.
     """
     scenario = _scenario(recipe)
-    cut = Cut(recipe.validation, recipe.train_samples, recipe.standardize, recipe.seed)
+    cut = Cut(recipe.validation, recipe.train_samples, recipe.test_samples, recipe.standardize, recipe.seed)
     names = recipe.data.split(",") if recipe.stream == "domains" else [recipe.data]
-    sets = [_padded(load(name, target=recipe.target, image_size=recipe.image_size), recipe.pad) for name in names]
+    sets = [_padded(_loaded(recipe, name), recipe.pad) for name in names]
+    if _only_head(recipe):
+        sets = _featured(recipe, sets)
     if recipe.stream == "domains":
         return streams.domains(sets, scenario=scenario, seed=recipe.seed, cut=cut)
     if recipe.stream == "permuted":
@@ -108,13 +117,13 @@ def learner(recipe: Recipe, stream: Stream, module: torch.nn.Module | None = Non
             fit the model.
     """
     shape = stream.input_shape
-    if module is None:
-        trunk = models.trunk(recipe.model, recipe.model_settings, shape, recipe.seed)
+    if module is not None:
+        trunk = _with_weights(recipe, without_head(module, recipe.model_settings.get("head_name")))
     else:
-        trunk = without_head(module, recipe.model_settings.get("head_name"))
-    weights = read_weights(recipe)
-    if weights is not None:
-        load_trunk(trunk, weights, str(recipe.weights))
+        # Where only the head learns, the stream is of features already.
+        trunk = nn.Flatten() if _only_head(recipe) else _trunk(recipe, shape)
+    chosen = models.pretrained_settings(recipe.model, recipe.model_settings)
+    factors = {} if chosen is None or chosen.learn == "head" else _prepared(trunk, chosen, recipe.seed)
     if (recipe.flip or recipe.crop) and len(shape) != 3:
         raise InputError(f"flip and crop are for images [channels, height, width], and the data has {shape}")
     split = stream.tasks[0].train
@@ -129,15 +138,17 @@ def learner(recipe: Recipe, stream: Stream, module: torch.nn.Module | None = Non
         outputs=len(stream.classes),
         mask_unseen=mask_unseen,
         seed=recipe.seed,
+        fixed=fixed_head(recipe, stream, trunk),
     )
     where = device(recipe.device)
     return Learner(
         network.to(where),
-        make_optimizer(recipe.optimizer, recipe.lr, recipe.optimizer_settings),
+        make_optimizer(recipe.optimizer, recipe.lr, recipe.optimizer_settings, factors),
         stream.scenario,
         seed=recipe.seed,
         device=where,
         autocast=torch.bfloat16 if recipe.precision == "bf16" else None,
+        largest_batch=2**31 if chosen is None else _LARGEST,
         planned_tasks=len(stream),
         planned_classes=classes,
     )
@@ -171,6 +182,55 @@ def device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {name!r} is not to be had here: {str(error).splitlines()[0]}") from error
     return where
+
+
+def _loaded(recipe: Recipe, name: str) -> Dataset:
+    return load(
+        name,
+        target=recipe.target,
+        image_size=recipe.image_size,
+        text=recipe.text,
+        tokenizer=lambda: models.tokenizer(recipe.model, recipe.model_settings),
+    )
+
+
+def _trunk(recipe: Recipe, shape: tuple[int, ...]) -> nn.Module:
+    """Return the trunk of `recipe` with the weights that it starts from."""
+    return _with_weights(recipe, models.trunk(recipe.model, recipe.model_settings, shape, recipe.seed))
+
+
+def _with_weights(recipe: Recipe, trunk: nn.Module) -> nn.Module:
+    weights = read_weights(recipe)
+    if weights is not None:
+        load_trunk(trunk, weights, str(recipe.weights))
+    return trunk
+
+
+def _prepared(trunk: nn.Module, chosen: models.Pretrained, seed: int) -> dict[nn.Parameter, float]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(randomness.derive(seed, "adapters"))
+        return models.prepare(trunk, chosen)
+
+
+def _only_head(recipe: Recipe) -> bool:
+    chosen = models.pretrained_settings(recipe.model, recipe.model_settings)
+    return chosen is not None and chosen.learn == "head"
+
+
+def _featured(recipe: Recipe, sets: list[Dataset]) -> list[Dataset]:
+    """Return `sets` as the trunk sees them, which stays as it is."""
+    if recipe.stream in ("permuted", "rotated"):
+        raise InputError(
+            f"model.learn head computes features once, and stream {recipe.stream} changes what they are made of: take "
+            "learn all and method feature-extraction with learn_first false"
+        )
+    where = device(recipe.device)
+    trunk = _trunk(recipe, tuple(sets[0].train.inputs.shape[1:])).to(where).eval()
+    digest = hashlib.blake2b(f"{trunk} {recipe.model} {recipe.model_settings} {where.type}".encode(), digest_size=16)
+    for name, tensor in sorted(trunk.state_dict().items()):
+        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    scaled = Split(torch.empty(0), torch.empty(0)).scaled
+    return [features(each, lambda inputs: trunk(scaled(inputs.to(where))), digest.hexdigest()) for each in sets]
 
 
 def _scenario(recipe: Recipe) -> Scenario:

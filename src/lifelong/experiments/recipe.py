@@ -35,6 +35,7 @@ class Recipe:
         "data set: a built-in or hub name, a folder, a table; DATA:5-9 for some classes; for domains several by commas",
     )
     target: str | None = setting(None, "name of the label column, where it is not the usual one")
+    text: str | None = setting(None, "name of the text column, where it is not the usual one")
     image_size: int | None = setting(None, "resize images to so many pixels a side", ge=1)
     scenario: ScenarioName | None = setting(
         None, "what is known at prediction; class for split and blurry, else domain, by default"
@@ -55,10 +56,14 @@ class Recipe:
     )
     validation: float = setting(0.0, "share of training samples held out for validation, 0 to 1", ge=0, lt=1)
     train_samples: int | None = setting(None, "training samples a task at most", ge=1)
+    test_samples: int | None = setting(None, "test samples a task at most", ge=1)
     evaluate_on: Literal["test", "validation"] = setting("test", "the samples that accuracies are measured on")
     method: str = setting("naive", "continual-learning method, or several in a chain: ewc+lwf")
     method_settings: dict[str, Any] = setting(dict, "settings of the method: --method.NAME VALUE")
-    model: str = setting("mlp", "network: mlp, convnet, or package.module:function")
+    model: str = setting(
+        "mlp",
+        "network: mlp, convnet, efficientnet-lite0, minilm, hf:FOLDER_OR_NAME, timm:NAME, or package.module:function",
+    )
     model_settings: dict[str, Any] = setting(dict, "settings of the network: --model.NAME VALUE")
     weights: str | None = setting(
         None,
@@ -66,6 +71,11 @@ class Recipe:
     )
     weights_settings: dict[str, Any] = setting(dict, "sha256: digest that the file must have; filled in if not given")
     head: Literal["auto", "single", "multi", "growing"] = setting("auto", "last layer; by scenario by default")
+    head_rows: Literal["learned", "class-means", "class-names"] = setting(
+        "learned",
+        "outputs: learned, or fixed from the beginning: mean features of each class's training samples, or "
+        "embeddings of the classes' names by the model's text tower",
+    )
     mask_unseen: bool = setting(
         True, "a single head of a class-incremental stream answers for seen classes only; blurry masks none"
     )

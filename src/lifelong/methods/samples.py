@@ -22,9 +22,10 @@ class Batches:
 
     split: Split
     indices: Tensor | None
+    size: int = BATCH
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return self.split.batches(BATCH, self.indices)
+        return self.split.batches(self.size, self.indices)
 
     def __len__(self) -> int:
         return len(self.split) if self.indices is None else len(self.indices)
@@ -32,8 +33,8 @@ class Batches:
 
 def of_task(learner: Learner, task: Task, samples: int | None) -> Batches:
     """Return the training samples of `task`: all, or so many `samples` drawn by the learner's seed."""
-    ready = task.train.ready(learner.device)
+    ready, size = task.train.ready(learner.device), min(BATCH, learner.largest_batch)
     if samples is None or samples >= len(ready):
-        return Batches(ready, None)
+        return Batches(ready, None, size)
     generator = randomness.generator(learner.seed, "importance", task.index)
-    return Batches(ready, torch.randperm(len(ready), generator=generator)[:samples].to(learner.device))
+    return Batches(ready, torch.randperm(len(ready), generator=generator)[:samples].to(learner.device), size)

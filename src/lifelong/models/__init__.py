@@ -3,27 +3,46 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lifelong import randomness, settings
 from lifelong.errors import InputError, unknown
+from lifelong.models import pretrained
 from lifelong.models.network import HeadKind, Network, with_head, without_head
 from lifelong.models.networks import MLP, ConvNet
+from lifelong.models.pretrained import ImageTrunk, Pretrained, Tokenizer, is_pretrained, prepare
 
 MODELS: dict[str, type[MLP] | type[ConvNet]] = {"mlp": MLP, "convnet": ConvNet}
 
-__all__ = ["MLP", "MODELS", "ConvNet", "HeadKind", "Network", "trunk", "with_head", "without_head"]
+__all__ = [
+    "MLP",
+    "MODELS",
+    "ConvNet",
+    "HeadKind",
+    "Network",
+    "Pretrained",
+    "Tokenizer",
+    "class_embeddings",
+    "prepare",
+    "pretrained_settings",
+    "tokenizer",
+    "trunk",
+    "with_head",
+    "without_head",
+]
 
 
 def trunk(name: str, values: dict[str, Any], shape: tuple[int, ...], seed: int) -> nn.Module:
     """Return the freshly initialised trunk called `name`.
 
     Args:
-        name: a key of `MODELS`, or `package.module:function` (called without arguments, returns a classifier whose
-            last linear layer is taken off, or the one that the setting `head_name` names).
+        name: a key of `MODELS`; a pretrained one (`hf:FOLDER`, `timm:NAME`, a folder, a key of `pretrained.NAMED`); or
+            `package.module:function` (called without arguments, returns a classifier whose last linear layer is taken
+            off, or the one that the setting `head_name` names).
         values: the settings of the model.
         shape: of one input.
         seed: of the initial weights.
@@ -33,11 +52,50 @@ def trunk(name: str, values: dict[str, Any], shape: tuple[int, ...], seed: int) 
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(randomness.derive(seed, "model"))
-        if ":" in name:
-            return without_head(_imported(name), values.get("head_name"))
+        chosen = pretrained_settings(name, values)
+        if chosen is not None and is_pretrained(name):
+            return pretrained.load(name, chosen)
+        if chosen is not None:
+            module = without_head(_imported(name), chosen.head_name)
+            return module if chosen.image_size is None else ImageTrunk(module, side=chosen.image_size)
         if name not in MODELS:
-            raise unknown("model", name, MODELS)
+            raise unknown("model", name, [*MODELS, *pretrained.NAMED])
         return settings.build(MODELS[name], values, f"model {name}").trunk(shape)
+
+
+def pretrained_settings(name: str, values: dict[str, Any]) -> Pretrained | None:
+    """Return what is said of the model `name` if its weights may be there already, else None.
+
+    Raises:
+        InputError: an unknown setting, or a value out of range.
+    """
+    if not is_pretrained(name) and ":" not in name:
+        return None
+    return settings.build(Pretrained, values, f"model {name}")
+
+
+def tokenizer(name: str, values: dict[str, Any]) -> Tokenizer:
+    """Return the tokenizer of the model `name`.
+
+    Raises:
+        InputError: it reads no text, or its tokenizer is missing or another model's.
+    """
+    chosen = pretrained_settings(name, values)
+    if chosen is None or not is_pretrained(name):
+        raise InputError(f"model {name} reads no text: take minilm or hf:FOLDER of a text encoder")
+    return pretrained.tokenizer(name, chosen)
+
+
+def class_embeddings(name: str, values: dict[str, Any], classes: Sequence[str]) -> tuple[Tensor, float]:
+    """Return embeddings `[classes, width]` of the names of classes by the text tower of `name`, and the logits' scale.
+
+    Raises:
+        InputError: it has none.
+    """
+    chosen = pretrained_settings(name, values)
+    if chosen is None or not is_pretrained(name) or name in pretrained.NAMED or name.startswith("timm:"):
+        raise InputError(f"model {name} has no text tower for head_rows class-names: take class-means, or a CLIP model")
+    return pretrained.class_embeddings(name.removeprefix("hf:"), chosen, classes)
 
 
 def _imported(name: str) -> nn.Module:

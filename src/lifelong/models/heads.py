@@ -6,8 +6,27 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-Block = Callable[[int, int], nn.Linear]
+Block = Callable[[int, int], nn.Module]
+
+
+class FixedBlock(nn.Module):
+    """Outputs that do not learn: `scale * cos(features, row of the class)`.
+
+    Args:
+        rows: `[classes, width]`, one for each class: its mean features, or the embedding of its name.
+        scale: of the logits, above 0; the greatest one that there can be.
+    """
+
+    def __init__(self, rows: Tensor, scale: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(F.normalize(rows, dim=1), requires_grad=False)
+        self.scale = scale
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits `[batch, classes]` for `[batch, width]` features."""
+        return self.scale * F.linear(F.normalize(features, dim=1), self.weight)
 
 
 class SingleHead(nn.Module):
@@ -19,7 +38,7 @@ class SingleHead(nn.Module):
             of a class-incremental stream, so masking is a slice. Shared labels (task or domain) are never masked.
     """
 
-    def __init__(self, linear: nn.Linear, mask_unseen: bool = False) -> None:
+    def __init__(self, linear: nn.Module, mask_unseen: bool = False) -> None:
         super().__init__()
         self.linear = linear
         self.mask_unseen = mask_unseen

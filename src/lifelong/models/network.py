@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from lifelong import randomness
 from lifelong.errors import InputError, closest
-from lifelong.models.heads import GrowingHead, MultiHead, SingleHead
+from lifelong.models.heads import FixedBlock, GrowingHead, MultiHead, SingleHead
 
 HeadKind = Literal["single", "multi", "growing"]
 
@@ -47,6 +48,7 @@ def with_head(
     outputs: int,
     mask_unseen: bool = False,
     seed: int = 0,
+    fixed: Callable[[int], FixedBlock] | None = None,
 ) -> Network:
     """Return `trunk` with a head on it.
 
@@ -58,13 +60,16 @@ def with_head(
         outputs: what a single head answers with; the others take theirs as tasks come.
         mask_unseen: a single head answers only for classes seen so far.
         seed: of the weights of the head, whenever its layers come.
+        fixed: gives the layer of a task, from its index, where none is to learn.
 
     Raises:
         InputError: a trunk that does not take such samples, or whose output is not `[batch, width]`.
     """
     width = _width(trunk, sample)
 
-    def block(index: int, count: int) -> nn.Linear:
+    def block(index: int, count: int) -> nn.Module:
+        if fixed is not None:
+            return fixed(index)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(randomness.derive(seed, "head", index))
             return nn.Linear(width, count)
@@ -79,16 +84,22 @@ def without_head(module: nn.Module, head: str | None = None) -> nn.Module:
 
     Args:
         module: a classifier; changed in place.
-        head: dotted name of the layer to take off; by default the last `nn.Linear` in the order of definition.
+        head: dotted name of the module to take off, of any kind; by default the last `nn.Linear` in the order of
+            definition.
 
     Raises:
         InputError: no linear layer, or no module of that name.
     """
     linear = [name for name, child in module.named_modules() if isinstance(child, nn.Linear)]
-    if head is not None and head not in linear:
-        raise InputError(f"the model has no linear layer {head!r}{closest(head, linear) or f': it has {linear}'}")
-    if not linear:
-        raise InputError(f"{type(module).__name__} has no linear layer to take off as its head")
+    named = [name for name, _ in module.named_modules() if name]
+    if head is not None and head not in named:
+        raise InputError(f"the model has no layer {head!r}{closest(head, named) or f': it has {named[-4:]}'}")
+    if head is None and not linear:
+        last = f", such as {named[-1]}" if named else ""
+        raise InputError(
+            f"{type(module).__name__} has no linear layer to take off as its head: name the module that is one with "
+            f"model.head_name{last}"
+        )
     name = head or linear[-1]
     if name == "":
         return nn.Identity()
@@ -103,8 +114,8 @@ def _width(trunk: nn.Module, sample: Tensor) -> int:
     try:
         with torch.no_grad():
             shape = tuple(trunk(sample).shape)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+    except (RuntimeError, TypeError, AttributeError, IndexError, ValueError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"the model does not take samples of shape {tuple(sample.shape[1:])}: {reason}") from error
     finally:
         trunk.train(training)

@@ -39,12 +39,14 @@ class Cut:
     Args:
         validation: share of each task's training samples held out for validation, 0..1 exclusive.
         train_samples: keep at most so many training samples a task (drawn at random), or None for all.
+        test_samples: the same for test samples.
         standardize: subtract the mean and divide by the deviation of the first task's training inputs.
         seed: of the draws.
     """
 
     validation: float = 0.0
     train_samples: int | None = None
+    test_samples: int | None = None
     standardize: bool = False
     seed: int = 0
 
@@ -72,7 +74,7 @@ def assemble(name: str, data: str, scenario: Scenario, parts: Sequence[Part], cu
             Split(inputs, targets + offset, part.arrange, mean, std) for inputs, targets in _divide(part, cut, index)
         )
         classes = tuple(range(offset, offset + len(part.classes)))
-        tasks.append(Task(index, part.name, train, validation, test, classes))
+        tasks.append(Task(index, part.name, train, validation, test, classes, part.classes))
     return Stream(name, data, scenario, tuple(tasks), tuple(names))
 
 
@@ -96,6 +98,7 @@ def _check_scenario(scenario: Scenario, parts: Sequence[Part]) -> None:
 
 
 def _divide(part: Part, cut: Cut, index: int) -> tuple[Samples, Samples, Samples]:
+    test = _drawn(part.test, cut.test_samples, cut.seed, index)
     count = len(part.train.targets)
     order = torch.randperm(count, generator=randomness.generator(cut.seed, "split", index))
     if cut.train_samples is not None and cut.train_samples < count:
@@ -107,10 +110,18 @@ def _divide(part: Part, cut: Cut, index: int) -> tuple[Samples, Samples, Samples
             f"{'none to train on' if held else 'none to validate on'}"
         )
     if len(order) == count and not held:
-        return part.train, _select(part.train, order[:0]), part.test
+        return part.train, _select(part.train, order[:0]), test
     # Sorted: a gather in storage order reads memory forwards, and the shuffle comes each epoch anyway.
     kept, validation = order[held:].sort().values, order[:held].sort().values
-    return _select(part.train, kept), _select(part.train, validation), part.test
+    return _select(part.train, kept), _select(part.train, validation), test
+
+
+def _drawn(samples: Samples, most: int | None, seed: int, index: int) -> Samples:
+    """Return `most` of the test samples of task `index`, drawn by `seed`, or all of fewer."""
+    count = len(samples.targets)
+    if most is None or most >= count:
+        return samples
+    return _select(samples, torch.randperm(count, generator=randomness.generator(seed, "test split", index))[:most])
 
 
 def _select(samples: Samples, indices: Tensor) -> Samples:

@@ -103,6 +103,7 @@ class Task:
         train, validation, test: the samples; validation may be empty.
         classes: the labels that the task brings, in the stream's numbering; the head of the task has so many outputs.
             Others may occur in its training samples where the stream has no boundaries.
+        labels: what these are called, where that is known.
     """
 
     index: int
@@ -111,6 +112,7 @@ class Task:
     validation: Split
     test: Split
     classes: tuple[int, ...]
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -35,7 +35,9 @@ def optimizer_names() -> list[str]:
     return sorted(_OPTIMIZERS)
 
 
-def make_optimizer(name: str, lr: float, settings: dict[str, Any]) -> MakeOptimizer:
+def make_optimizer(
+    name: str, lr: float, settings: dict[str, Any], factors: Mapping[nn.Parameter, float] | None = None
+) -> MakeOptimizer:
     """Return what builds the optimiser `name` for a list of parameters.
 
     Args:
@@ -43,6 +45,7 @@ def make_optimizer(name: str, lr: float, settings: dict[str, Any]) -> MakeOptimi
         lr: learning rate, above 0.
         settings: further arguments of that class, such as `momentum` or `weight_decay`. `fused` is on where the class
             has it, as one kernel for all parameters is faster than one for each operation.
+        factors: on the learning rate of single parameters; those with the same one are a group.
 
     Raises:
         InputError: an unknown optimiser, an argument that it does not have, or a value that it refuses.
@@ -60,11 +63,21 @@ def make_optimizer(name: str, lr: float, settings: dict[str, Any]) -> MakeOptimi
 
     def make(parameters: Iterable[nn.Parameter]) -> Optimizer:
         try:
-            return kind(list(parameters), **arguments)
+            return kind(_groups(parameters, lr, factors or {}), **arguments)
         except (ValueError, TypeError, RuntimeError) as error:
             raise InputError(f"optimizer {name}: {str(error).splitlines()[0]}") from error
 
     return make
+
+
+def _groups(parameters: Iterable[nn.Parameter], lr: float, factors: Mapping[nn.Parameter, float]) -> list[Any]:
+    """Return `parameters`, in groups by their factor if there are several."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        groups.setdefault(factors.get(parameter, 1.0), []).append(parameter)
+    if set(groups) <= {1.0}:
+        return groups.get(1.0, [])
+    return [{"params": each, "lr": lr * factor} for factor, each in groups.items()]
 
 
 def rate_schedule(name: str, warmup: float) -> Callable[[float], float] | None:
