@@ -18,6 +18,7 @@ COMMANDS = {
     "compare": "several methods and seeds on one stream: a table and a page",
     "tune": "search settings on validation samples",
     "merge": "one model out of several fine-tuned ones",
+    "meta": "learn from many tasks how to learn the next one from a few examples",
     "report": "draw the page of finished runs again",
     "advise": "which method suits what is given, and why",
     "list": "show the streams, methods, models, data sets and optimisers that there are",

@@ -105,6 +105,8 @@ def candidates(trunk: nn.Module, device: torch.device, tasks: int, threads: int)
     able = [each for each in FORMULATIONS[:3] if known or each == "vmap"]
     if known and not convolves:
         able = ["columns", "vmap"]
+    if any(isinstance(each, nn.modules.dropout._DropoutNd) for each in trunk.modules()):
+        threads = 1  # side by side, they would draw in any order
     if device.type != "cpu":
         sizes, threads = [tasks], 1
     else:
@@ -141,8 +143,6 @@ def fastest(measured: Callable[[Engine], None], engines: Sequence[Engine]) -> En
 
 def choose(
     algorithm: MetaLearner,
-    trunk: nn.Module,
-    head: nn.Linear,
     make: Callable[[Formulation], Problem],
     episodes: Episodes,
     *,
@@ -155,7 +155,7 @@ def choose(
     Args:
         make: builds the problem with a formulation.
     """
-    found = list(candidates(trunk, episodes.support.device, len(episodes), threads))
+    found = list(candidates(make("vmap").network.trunk, episodes.support.device, len(episodes), threads))
     if formulation != "auto":
         sizes = dict.fromkeys(each.tasks_at_once for each in found)
         found = [Engine(formulation, size, found[0].threads) for size in sizes]

@@ -5,7 +5,15 @@ from __future__ import annotations
 from lifelong.reports.learning import write_report
 from lifelong.reports.markdown import write_markdown
 from lifelong.reports.merge import write_merge_report
+from lifelong.reports.meta import write_meta_report
 from lifelong.reports.search import write_search_report
 from lifelong.reports.table import print_table
 
-__all__ = ["print_table", "write_markdown", "write_merge_report", "write_report", "write_search_report"]
+__all__ = [
+    "print_table",
+    "write_markdown",
+    "write_merge_report",
+    "write_meta_report",
+    "write_report",
+    "write_search_report",
+]
