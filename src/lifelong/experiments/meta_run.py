@@ -292,7 +292,7 @@ def _test_engine(recipe: MetaRecipe, tasks: meta_build.Sources) -> Engine:
     from lifelong.meta import engine
 
     trunk = meta_build.problem(recipe, tasks, "vmap").network.trunk
-    first = next(engine.candidates(trunk, tasks.test.sample().device, 16, recipe.threads or 1))
+    first = engine.candidates(trunk, tasks.test.sample().device, 16, recipe.threads or 1)[0]
     chosen = first.formulation if recipe.formulation == "auto" else recipe.formulation
     size = 8 if recipe.tasks_at_once == "auto" else recipe.tasks_at_once
     return Engine(chosen, size, first.threads)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
@@ -21,7 +21,7 @@ from lifelong.errors import DivergedError
 from lifelong.meta import task_axis
 from lifelong.meta.episodes import Episodes
 from lifelong.meta.learner import MetaLearner, Outcome, Problem, mean_of
-from lifelong.meta.network import FORMULATIONS, Formulation
+from lifelong.meta.network import Formulation
 from lifelong.tree import Params
 
 T = TypeVar("T")
@@ -92,29 +92,27 @@ def answers(
     return [torch.cat(each) for each in zip(*over_chunks(work, episodes, engine), strict=True)]
 
 
-def candidates(trunk: nn.Module, device: torch.device, tasks: int, threads: int) -> Iterator[Engine]:
-    """Yield the ways to compute `tasks` tasks a batch that are worth a try, the likeliest first.
+def candidates(trunk: nn.Module, device: torch.device, tasks: int, threads: int) -> list[Engine]:
+    """Return the ways to compute `tasks` tasks a batch that are worth a try, the likeliest first.
 
     Args:
-        trunk: whose layers decide which formulations there are.
+        trunk: of a `TaskNetwork`; its layers decide which formulations there are.
         threads: cores to use.
     """
     known = task_axis.layers(trunk) is not None
-    convolves = any(isinstance(each, nn.modules.conv._ConvNd) for each in trunk.modules())
-    # Without convolutions the two written-out formulations are the same.
-    able = [each for each in FORMULATIONS[:3] if known or each == "vmap"]
-    if known and not convolves:
-        able = ["columns", "vmap"]
-    if any(isinstance(each, nn.modules.dropout._DropoutNd) for each in trunk.modules()):
+    kinds = [type(each) for each in trunk.modules()]
+    able: list[Formulation] = ["grouped", "columns", "vmap"] if known else ["vmap"]
+    if any(issubclass(kind, nn.modules.dropout._DropoutNd) for kind in kinds):
         threads = 1  # side by side, they would draw in any order
     if device.type != "cpu":
-        sizes, threads = [tasks], 1
-    else:
-        even = math.ceil(tasks / threads)
-        sizes = sorted({even, *(size for size in (4, 8, 16) if size < even)}, reverse=True)
-    for formulation in able:
-        for size in sizes:
-            yield Engine(formulation, size, threads)
+        return [Engine(each, tasks) for each in able]
+    even = math.ceil(tasks / threads)
+    if not any(issubclass(kind, nn.modules.conv._ConvNd) for kind in kinds):
+        # Small products: threads would mostly wait for the interpreter. Without convolutions `grouped` is `columns`.
+        sizes = dict.fromkeys([(tasks, 1), (even, threads)])
+        return [Engine(each, size, cores) for each in able if each != "grouped" for size, cores in sizes]
+    smaller = sorted({even, *(size for size in (4, 8, 16) if size < even)}, reverse=True)
+    return [Engine(each, size, threads) for each in able for size in smaller]
 
 
 def fastest(measured: Callable[[Engine], None], engines: Sequence[Engine]) -> Engine:
@@ -155,10 +153,9 @@ def choose(
     Args:
         make: builds the problem with a formulation.
     """
-    found = list(candidates(make("vmap").network.trunk, episodes.support.device, len(episodes), threads))
+    found = candidates(make("vmap").network.trunk, episodes.support.device, len(episodes), threads)
     if formulation != "auto":
-        sizes = dict.fromkeys(each.tasks_at_once for each in found)
-        found = [Engine(formulation, size, found[0].threads) for size in sizes]
+        found = list(dict.fromkeys(replace(each, formulation=formulation) for each in found))
     if tasks_at_once != "auto":
         found = list(dict.fromkeys(replace(each, tasks_at_once=tasks_at_once) for each in found))
     if len(found) == 1:
