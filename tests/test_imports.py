@@ -16,7 +16,7 @@ LEVELS = [
     {"tree", "errors", "files", "randomness", "settings", "yaml_file"},
     {"data", "models", "curvature"},
     {"streams", "memory", "merging"},
-    {"learner"},
+    {"learner", "meta"},
     {"methods"},
     {"training"},
     {"experiments", "service"},

@@ -19,6 +19,7 @@ COMMANDS = {
     "tune": "search settings on validation samples",
     "merge": "one model out of several fine-tuned ones",
     "pool": "a folder of experts of one base, to be merged in any choice",
+    "meta": "learn from many tasks how to learn the next one from a few examples",
     "report": "draw the page of finished runs again",
     "advise": "which method suits what is given, and why",
     "list": "show the streams, methods, models, data sets and optimisers that there are",

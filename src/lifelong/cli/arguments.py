@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from argparse import BooleanOptionalAction, Namespace
+from collections.abc import Mapping
 from typing import Any, NoReturn, get_args, get_type_hints
 
 import yaml
@@ -64,25 +65,35 @@ class Parser(argparse.ArgumentParser):
         return dotted, others
 
 
-def add_recipe(parser: Parser, *, without: tuple[str, ...] = ()) -> None:
-    """Give `parser` an option for every setting of `Recipe` but those in `without`; unset ones are None."""
-    parser.groups = tuple(NESTED)
-    hints = get_type_hints(Recipe)
-    for field in settings.fields(Recipe):
+def add_recipe(
+    parser: Parser, *, without: tuple[str, ...] = (), kind: type = Recipe, nested: Mapping[str, str] = NESTED
+) -> None:
+    """Give `parser` an option for every setting of a recipe but those in `without`; unset ones are None.
+
+    Args:
+        kind: the recipe's dataclass.
+        nested: its settings that have settings of their own, and the field that holds these.
+    """
+    parser.groups = tuple(nested)
+    hints = get_type_hints(kind)
+    for field in settings.fields(kind):
         if field.name in without or field.name.endswith("_settings"):
             continue
         default = settings.default_of(field)
         shown = "" if default is None else f" (default {default})"
-        option = f"--{field.name.replace('_', '-')}"
+        options = [f"--{field.name.replace('_', '-')}"]
+        if field.name == "weights":
+            options.append("--init")
         meaning = (field.metadata["meaning"] + shown).replace("%", "%%")
         if hints[field.name] is bool:
-            parser.add_argument(option, action=BooleanOptionalAction, default=None, help=meaning)
+            parser.add_argument(*options, action=BooleanOptionalAction, default=None, help=meaning)
         else:
             metavar = "|".join(_choices(hints[field.name])) or field.name.rpartition("_")[2].upper()
-            parser.add_argument(option, default=None, help=meaning, metavar=metavar)
+            parser.add_argument(*options, default=None, help=meaning, metavar=metavar)
+    first, listed = ("--method.strength 100", "methods") if kind is Recipe else ("--algorithm.rate 0.4", "meta")
     parser.epilog = (
-        "Settings of a method, a network or an optimiser are dotted: --method.strength 100 --model.hidden 400,400 "
-        "--optimizer.momentum 0.9. `lifelong list methods` shows them."
+        f"Settings of what has some are dotted: {first} --model.hidden 400,400 --optimizer.momentum 0.9. "
+        f"`lifelong list {listed}` shows them."
     )
 
 
@@ -98,9 +109,9 @@ def add_execution(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output, nothing else there")
 
 
-def recipe_values(arguments: Namespace) -> Values:
+def recipe_values(arguments: Namespace, kind: type = Recipe, nested: Mapping[str, str] = NESTED) -> Values:
     """Return the settings that were given, in the form that `recipe` and `plan` take."""
-    names = {field.name for field in settings.fields(Recipe)}
+    names = {field.name for field in settings.fields(kind)}
     given = {key: each for key, each in vars(arguments).items() if key in names and each is not None}
     found = {
         key: value(each) if isinstance(each, str) and "," in each and key not in ("data", "weights") else each
@@ -108,9 +119,9 @@ def recipe_values(arguments: Namespace) -> Values:
     }
     for name, each in arguments.dotted.items():
         group, _, inner = name.partition(".")
-        if group in NESTED:
+        if group in nested:
             # Of a chain, or of a merge's rule, settings are nested once more: `--method.ewc.strength`.
-            values = found.setdefault(NESTED[group], {})
+            values = found.setdefault(nested[group], {})
             *outer, last = inner.split(".")
             for word in outer:
                 values = values.setdefault(word, {})

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from lifelong.merging.rule import Rule
 
-KINDS = ("streams", "methods", "rules", "models", "data", "optimizers")
+KINDS = ("streams", "methods", "rules", "meta", "models", "data", "optimizers")
 
 
 def configure(parser: Parser) -> None:
@@ -89,6 +89,17 @@ def _entries(kind: str) -> dict[str, dict[str, Any]]:
         from lifelong.merging.rules import RULES
 
         return {name: _rule(rule) for name, rule in RULES.items()}
+    return _learners(kind)
+
+
+def _learners(kind: str) -> dict[str, dict[str, Any]]:
+    if kind == "meta":
+        from lifelong.meta import ALGORITHMS
+
+        return {
+            name: {**_entry(each), "family": each.family, "paper": each.paper, "regression": each.regression}
+            for name, each in ALGORITHMS.items()
+        }
     if kind == "models":
         return _models()
     from lifelong.methods import METHODS, overview

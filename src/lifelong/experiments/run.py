@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -133,7 +133,7 @@ def events(
     if out is None:
         yield from _events(_prepare(recipe, None, stream, model), Every())
         return
-    claim(out, recipe, resume)
+    claim(out, record(recipe), differences, resume)
     try:
         with filelock.FileLock(out / ".lock", timeout=0):
             try:
@@ -147,13 +147,22 @@ def events(
         raise InputError(f"{out} is being written by another process: wait for it, or choose another --out") from None
 
 
-def claim(out: Path, recipe: Recipe, resume: bool) -> None:
-    """Make `out` the folder of `recipe`, or check that it is.
+def claim(
+    out: Path,
+    ours: dict[str, Any],
+    differences: Callable[[Mapping[str, Any], Mapping[str, Any]], list[str]],
+    resume: bool,
+) -> None:
+    """Make `out` the folder of the recorded recipe `ours`, or check that it is.
+
+    Args:
+        differences: names the settings in which two recorded recipes differ.
+        resume: a run of this recipe may be there.
 
     Raises:
         InputError: `out` holds something else, another recipe, or a run of this one that nobody asked to resume.
     """
-    ours, path = record(recipe), out / "recipe.json"
+    path = out / "recipe.json"
     if path.is_file():
         try:
             theirs = json.loads(path.read_text())
@@ -223,7 +232,7 @@ def _events(running: Run, every: Every) -> Iterator[RunEvent]:
         kind = type(event)
         if kind is Step:
             tally.train_samples += len(event.targets)  # type: ignore[union-attr]
-            if not event.epoch_ends and _due(every, clock.step, last_saved):  # type: ignore[union-attr]
+            if not event.epoch_ends and due(every, clock.step, last_saved):  # type: ignore[union-attr]
                 paused += _save(running, started, paused)
                 last_saved = time.monotonic()
         elif isinstance(event, TaskStarted):
@@ -233,7 +242,7 @@ def _events(running: Run, every: Every) -> Iterator[RunEvent]:
             started, paused = time.perf_counter(), 0.0
         elif isinstance(event, EpochDone):
             paused += _watch(running, event)
-            if _due(every, clock.step, last_saved):
+            if due(every, clock.step, last_saved):
                 paused += _save(running, started, paused)
                 last_saved = time.monotonic()
         elif isinstance(event, StepsDone):
@@ -255,7 +264,8 @@ def _events(running: Run, every: Every) -> Iterator[RunEvent]:
     yield Finished(_finish(running))
 
 
-def _due(every: Every, step: int, last_saved: float) -> bool:
+def due(every: Every, step: int, last_saved: float) -> bool:
+    """Return whether state is to be saved at `step`, `last_saved` being a reading of the monotonic clock."""
     if every.steps is not None:
         return step % every.steps == 0
     return every.seconds is not None and time.monotonic() - last_saved >= every.seconds

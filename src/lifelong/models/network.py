@@ -65,7 +65,7 @@ def with_head(
     Raises:
         InputError: a trunk that does not take such samples, or whose output is not `[batch, width]`.
     """
-    width = _width(trunk, sample)
+    width = feature_width(trunk, sample)
 
     def block(index: int, count: int) -> nn.Module:
         if fixed is not None:
@@ -108,7 +108,12 @@ def without_head(module: nn.Module, head: str | None = None) -> nn.Module:
     return module
 
 
-def _width(trunk: nn.Module, sample: Tensor) -> int:
+def feature_width(trunk: nn.Module, sample: Tensor) -> int:
+    """Return the width of the features `[batch, width]` that `trunk` makes of `sample`, `[2, ...]` inputs.
+
+    Raises:
+        InputError: a trunk that does not take such samples, or whose output is not `[batch, width]`.
+    """
     training = trunk.training
     trunk.eval()
     try:

@@ -46,10 +46,11 @@ class MLP:
 
 @dataclass(frozen=True)
 class ConvNet:
-    """Blocks of 3x3 convolution, normalisation, ReLU and 2x2 max pooling, then the mean over positions."""
+    """Blocks of 3x3 convolution, normalisation, ReLU and halving of the sides, then the mean over positions."""
 
     channels: tuple[int, ...] = setting((32, 64, 128), "channels of each block")
     norm: Literal["batch", "group", "none"] = setting("batch", "normalisation after each convolution")
+    halve: Literal["pool", "stride"] = setting("pool", "sides are halved by 2x2 max pooling, or by convolutions' steps")
 
     def trunk(self, shape: tuple[int, ...]) -> nn.Module:
         """Return the blocks for images of `shape` `(channels, height, width)`."""
@@ -59,13 +60,14 @@ class ConvNet:
             raise InputError(f"model convnet: channels = {self.channels} must be numbers, each at least 1")
         layers: list[nn.Module] = []
         width, side = shape[0], min(shape[1:])
+        stride = 2 if self.halve == "stride" else 1
         for channels in self.channels:
             layers += [
-                nn.Conv2d(width, channels, 3, padding=1, bias=self.norm == "none"),
+                nn.Conv2d(width, channels, 3, stride=stride, padding=1, bias=self.norm == "none"),
                 *self._norm(channels),
                 nn.ReLU(),
             ]
-            if side >= 2:
+            if self.halve == "pool" and side >= 2:
                 layers.append(nn.MaxPool2d(2))
                 side //= 2
             width = channels

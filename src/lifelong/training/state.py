@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from lifelong import tree
 from lifelong.errors import StateError
@@ -141,20 +142,21 @@ def load_learner(
     if not keep and learner.clock.step:
         learner.optimizer = learner.make_optimizer(learner.trained.values())  # type: ignore[arg-type]
     if saved["optimizer"] is not None and (keep or learner.clock.step):
-        _load_optimizer(learner, saved["optimizer"], tensors)
+        load_optimizer(learner.optimizer, saved["optimizer"], tensors)
     torch.set_rng_state(tensors["random.cpu"])
     if learner.device.type == "cuda":
         torch.cuda.set_rng_state(tensors["random.cuda"], learner.device)
 
 
-def _load_optimizer(learner: Learner, saved: dict[str, Any], tensors: Tensors) -> None:
+def load_optimizer(optimizer: Optimizer, saved: dict[str, Any], tensors: Tensors) -> None:
+    """Give a freshly built `optimizer` the state that `capture` made `saved` of."""
     # Not `restore` to the device: the optimiser knows that fused kernels want their step counters beside the weights.
     state = restore(None, saved, "optimizer", tensors, torch.device("cpu"))
     state["state"] = {int(key): value for key, value in state["state"].items()}
     for group in state["param_groups"]:
         # JSON has lists only, and some optimisers compare their betas as a tuple.
         group.update({key: tuple(each) for key, each in group.items() if isinstance(each, list) and key != "params"})
-    learner.optimizer.load_state_dict(state)
+    optimizer.load_state_dict(state)
 
 
 def _check_weights(live: Tensors, stored: Tensors) -> None:

@@ -1,0 +1,120 @@
+"""`lifelong meta`: learn from many tasks how to learn the next one, and see how well that works."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lifelong.cli.arguments import Parser, Values, add_recipe, recipe_values
+from lifelong.errors import InputError, unknown
+from lifelong.experiments.meta_recipe import META_NESTED, MetaRecipe
+
+_ACTIONS = ("train", "test")
+
+
+def configure(parser: Parser) -> None:
+    """Declare the options."""
+    parser.usage = (
+        "lifelong meta train [RECIPE.yaml] [--algorithm maml --data omniglot --ways 5 --shots 1 ...] --out DIR "
+        "[--resume]\n"
+        "       lifelong meta test DIR [--ways N --shots N --queries N --test-tasks N ...] [--json]"
+    )
+    parser.add_argument("action", help="train or test")
+    parser.add_argument("path", nargs="?", help="train: YAML file of settings, which options override; test: DIR")
+    add_recipe(parser, kind=MetaRecipe, nested=META_NESTED)
+    parser.add_argument("--out", help="train: folder for results and weights; finished trainings are kept")
+    parser.add_argument("--resume", action="store_true", help="train: go on from the last checkpoint in the folder")
+    parser.add_argument(
+        "--checkpoint-every", default="60s", metavar="N|Ns", help="save every N iterations or N seconds (default 60s)"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON document on standard output, nothing else there")
+
+
+def main(arguments: Namespace) -> int:
+    """Train or test; returns the exit status."""
+    if arguments.action not in _ACTIONS:
+        raise unknown("action", arguments.action, _ACTIONS)
+    return _train(arguments) if arguments.action == "train" else _test(arguments)
+
+
+def _train(arguments: Namespace) -> int:
+    from lifelong.cli.meta_progress import watching
+    from lifelong.experiments.meta_plan import PlannedMeta, is_plan, meta_plan
+    from lifelong.experiments.meta_recipe import meta_recipe
+    from lifelong.experiments.meta_run import meta_events
+    from lifelong.experiments.plan import merged
+    from lifelong.experiments.run import Every, Finished
+    from lifelong.reports import write_meta_report
+    from lifelong.yaml_file import read_yaml
+
+    if arguments.out is None:
+        raise InputError("train needs --out, the folder for results and weights")
+    base = read_yaml(Path(arguments.path)) if arguments.path else {}
+    values = merged(base, recipe_values(arguments, MetaRecipe, META_NESTED))
+    several = is_plan(values)
+    planned = meta_plan(values) if several else [PlannedMeta("", meta_recipe(values))]
+    every, out = Every.parse(arguments.checkpoint_every), Path(arguments.out)
+    found: list[Values] = []
+    with watching(len(planned)) as watcher:
+        for each in planned:
+            folder = out / each.folder
+            for event in meta_events(each.recipe, folder, resume=arguments.resume or several, checkpoint_every=every):
+                watcher.see(each.name or each.recipe.algorithm, each.recipe, event)
+                if isinstance(event, Finished):
+                    found.append({**event.result, "name": each.name or each.recipe.algorithm})
+    page = write_meta_report(found, out / "report.html")
+    if arguments.json:
+        print(json.dumps(found if several else found[0]))
+        return 0
+    _print([(each["name"], each) for each in found])
+    print(page)
+    return 0
+
+
+def _test(arguments: Namespace) -> int:
+    from lifelong.experiments.meta_run import meta_test
+    from lifelong.training.checkpoint import write_json
+
+    if arguments.path is None:
+        raise InputError("test needs the folder that `lifelong meta train` wrote")
+    folder = Path(arguments.path)
+    values = recipe_values(arguments, MetaRecipe, META_NESTED)
+    if "model" in values or "model_settings" in values or "algorithm" in values:
+        raise InputError("test takes algorithm and model as they were trained: leave --algorithm and --model out")
+    found = meta_test(folder, values)
+    write_json(folder / "test.json", found)
+    if arguments.json:
+        print(json.dumps(found))
+    else:
+        _print([(str(folder), found)])
+    return 0
+
+
+def _print(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", "tasks", "before", "after", "steps", "calibration error", "ms a task")
+    for name, each in rows:
+        percent = bool(each["calibration"])
+        ends = [_shown(each["test"][place], each["interval"][place], percent) for place in (0, -1)]
+        table.add_row(
+            name,
+            str(each["test_tasks"]),
+            *ends,
+            str(len(each["test"]) - 1),
+            f"{each['calibration'][-1]:.3f}" if percent else "",
+            f"{1000 * each['seconds_per_task']:.1f}",
+        )
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=1000)
+        table.box = None
+    console.print(table)
+
+
+def _shown(mean: float, half: float, percent: bool) -> str:
+    return f"{mean:.2%} ± {half:.2%}" if percent else f"{mean:.4f} ± {half:.4f}"

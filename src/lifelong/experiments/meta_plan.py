@@ -1,0 +1,84 @@
+"""From one YAML file to the meta-trainings that it means: algorithms times seeds, for each experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lifelong import settings
+from lifelong.errors import InputError, closest, unknown
+from lifelong.experiments.meta_recipe import META_NESTED, MetaRecipe, meta_recipe
+
+_ABOVE = ("description", "algorithms", "seeds", "experiments")
+
+
+@dataclass(frozen=True)
+class PlannedMeta:
+    """One meta-training of several: its name, which is its folder as well, and its recipe."""
+
+    name: str
+    recipe: MetaRecipe
+
+    @property
+    def folder(self) -> Path:
+        """Where it goes within the folder of all."""
+        return Path(self.name)
+
+
+def is_plan(values: Mapping[str, Any]) -> bool:
+    """Return whether `values` describe several trainings."""
+    return any(key in values for key in ("algorithms", "seeds", "experiments"))
+
+
+def meta_plan(values: Mapping[str, Any]) -> list[PlannedMeta]:
+    """Return the trainings that `values` describe.
+
+    Args:
+        values: settings of `MetaRecipe` shared by all, with `algorithms` (a mapping from row to settings of the
+            algorithm and of the recipe), `seeds` (how many, from 0) and `experiments` (a mapping from name to what is
+            other there, rows among it).
+
+    Raises:
+        InputError: an unknown name, or a value of the wrong type or out of range.
+    """
+    experiments = values.get("experiments") or {"": {}}
+    made = [each for name, own in experiments.items() for each in _experiment(str(name), values, own or {})]
+    if not made:
+        raise InputError("nothing to train: give at least one algorithm and one seed")
+    return made
+
+
+def _experiment(name: str, values: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[PlannedMeta]:
+    rows = {**(values.get("algorithms") or {"maml": {}})}
+    for row, each in (own.get("algorithms") or {}).items():
+        rows[row] = {**(rows.get(row) or {}), **(each or {})}
+    shared = {key: each for key, each in {**values, **own}.items() if key not in _ABOVE}
+    seeds = own.get("seeds", values.get("seeds", 1))
+    if not isinstance(seeds, int) or seeds < 1:
+        raise InputError(f"seeds = {seeds!r} must be how many, at least 1")
+    for row, settings_of_row in rows.items():
+        for seed in range(seeds):
+            recipe = meta_recipe(_values(row, settings_of_row or {}, shared, seed))
+            yield PlannedMeta("/".join(part for part in (name, row, f"seed-{seed}") if part), recipe)
+
+
+def _values(row: str, own: Mapping[str, Any], shared: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    from lifelong.meta import ALGORITHMS
+
+    chosen = str(own.get("algorithm", row))
+    if chosen not in ALGORITHMS:
+        raise unknown("algorithm", chosen, ALGORITHMS)
+    of_algorithm = {field.name for field in settings.fields(ALGORITHMS[chosen])}
+    of_recipe = {field.name for field in settings.fields(MetaRecipe)} - {*META_NESTED.values()}
+    values: dict[str, Any] = {**shared, "algorithm": chosen, "algorithm_settings": {}, "seed": seed}
+    for key, each in own.items():
+        if key in of_algorithm:
+            values["algorithm_settings"][key] = each
+        elif key in of_recipe:
+            values[key] = each
+        else:
+            near = closest(key, of_algorithm | of_recipe) or f": it has {', '.join(sorted(of_algorithm))}"
+            raise InputError(f"algorithm {row} has no setting {key!r}{near}")
+    return values

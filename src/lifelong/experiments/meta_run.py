@@ -1,0 +1,317 @@
+"""One meta-training from one end to the other: train, save, test, and leave a result and weights to start from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import filelock
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from lifelong import randomness, tree
+from lifelong.errors import InputError, StateError
+from lifelong.experiments import memory, meta_build
+from lifelong.experiments import result as results
+from lifelong.experiments.meta_recipe import SINUSOIDS, MetaRecipe, meta_differences, meta_recipe, meta_record
+from lifelong.experiments.run import Every, Finished, claim, due
+from lifelong.meta.engine import Engine
+from lifelong.training import checkpoint, state
+from lifelong.training.meta_evaluation import Adaptation, evaluate
+from lifelong.training.meta_loop import Iteration, MetaEvent, MetaTraining, Validated, meta_train
+from lifelong.tree import Params
+
+# Points of the training curve that a result holds, each the mean over the iterations since the one before.
+_POINTS = 200
+
+
+@dataclass(frozen=True)
+class Started:
+    """Training begins, or goes on, computed this way."""
+
+    engine: Engine
+    iteration: int
+
+
+MetaRunEvent: TypeAlias = MetaEvent | Started | Finished
+
+
+@dataclass
+class MetaTally:
+    """What a meta-training counts as it goes; a checkpoint holds it.
+
+    Args:
+        curve: `[iteration, loss, score]`, means over some iterations each.
+        sums: of loss and score since the last point of the curve, and their number.
+        validation: `[iteration, scores after each step]`.
+        seconds: of training and of looking at validation tasks.
+    """
+
+    curve: list[list[float]] = field(default_factory=list)
+    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    validation: list[list[Any]] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def meta_events(
+    recipe: MetaRecipe, out: Path, *, resume: bool = False, checkpoint_every: Every | None = None
+) -> Iterator[MetaRunEvent]:
+    """Train and test as `recipe` says, yielding what happens; the last event is `Finished`.
+
+    Args:
+        recipe: what to do.
+        out: folder for `recipe.json`, checkpoints, `meta.safetensors` (all that was meta-learned),
+            `model.safetensors` (the network, for `lifelong run --weights`) and `result.json`.
+        resume: go on from the last checkpoint in `out`, to the bits of a training that was never interrupted.
+        checkpoint_every: how often to save; once a minute by default.
+
+    Raises:
+        InputError: a recipe that cannot be run, or a folder that holds another one.
+        StateError: a checkpoint that cannot be read.
+        DivergedError: a task's loss is not a finite number; the last good checkpoint stays.
+    """
+    made = meta_build.algorithm(recipe)  # first: a wrong setting should be known before any data is read
+    claim(out, meta_record(recipe), meta_differences, resume)
+    try:
+        with filelock.FileLock(out / ".lock", timeout=0):
+            if (out / "result.json").is_file():
+                yield Finished(read_meta(out / "result.json"))
+                return
+            try:
+                tasks = meta_build.sources(recipe)
+                saved = checkpoint.load_checkpoint(out / "checkpoints")
+                how = Engine(**saved[0]["engine"]) if saved else meta_build.choose_engine(recipe, tasks, made)
+                training = meta_build.training(recipe, tasks, made, how)
+            except InputError:
+                # Refused before anything was begun: the recipe that is put right may have the folder.
+                if {each.name for each in out.iterdir()} <= {"recipe.json", ".lock"}:
+                    (out / "recipe.json").unlink(missing_ok=True)
+                raise
+            tally = MetaTally()
+            if saved is not None:
+                _restore(training, tally, *saved)
+            yield from _train(recipe, tasks, training, tally, out, checkpoint_every or Every())
+    except filelock.Timeout:
+        raise InputError(f"{out} is being written by another process: wait for it, or choose another --out") from None
+
+
+def _train(
+    recipe: MetaRecipe,
+    tasks: meta_build.Sources,
+    training: MetaTraining,
+    tally: MetaTally,
+    out: Path,
+    every: Every,
+) -> Iterator[MetaRunEvent]:
+    yield Started(training.engine, training.iteration)
+    last_saved, begun = time.monotonic(), time.perf_counter()
+    size = max(1, recipe.iterations // _POINTS)
+    for event in meta_train(training, tasks.train, meta_build.schedule(recipe), tasks.validation):
+        now = time.perf_counter()
+        tally.seconds, begun = tally.seconds + now - begun, now
+        if isinstance(event, Validated):
+            tally.validation.append([event.iteration, event.found.score, event.found.interval])
+        else:
+            _count(tally, event, size)
+            if due(every, event.iteration, last_saved):
+                _save(training, tally, out)
+                last_saved = time.monotonic()
+        yield event
+        begun = time.perf_counter()
+    yield Finished(_finish(recipe, tasks, training, tally, out))
+
+
+def _count(tally: MetaTally, event: Iteration, size: int) -> None:
+    loss, score, count = tally.sums
+    loss, score, count = loss + event.loss, score + event.score, count + 1
+    if event.iteration % size == 0:
+        tally.curve.append([event.iteration, loss / count, score / count])
+        loss = score = count = 0.0
+    tally.sums = [loss, score, count]
+
+
+def _save(training: MetaTraining, tally: MetaTally, out: Path) -> None:
+    tensors: dict[str, Tensor] = {}
+    content = {
+        "engine": dataclasses.asdict(training.engine),
+        "meta": state.capture(training.meta, "meta", tensors),
+        "buffers": state.capture(training.buffers, "buffers", tensors),
+        "best_meta": state.capture(training.best_meta, "best", tensors),
+        "optimizer": state.capture(training.optimizer.state_dict(), "optimizer", tensors),
+        "position": [training.iteration, training.best, training.waited],
+        "tally": dataclasses.asdict(tally),
+    }
+    checkpoint.save_checkpoint(out / "checkpoints", training.iteration, content, tensors)
+
+
+def _restore(training: MetaTraining, tally: MetaTally, saved: Any, tensors: dict[str, Tensor]) -> None:
+    device = next(iter(training.meta.values())).device
+    tree.copy_(training.meta, state.restore({}, saved["meta"], "meta", tensors, device))
+    training.buffers = state.restore({}, saved["buffers"], "buffers", tensors, device)
+    training.best_meta = state.restore({}, saved["best_meta"], "best", tensors, device)
+    state.load_optimizer(training.optimizer, saved["optimizer"], tensors)
+    training.iteration, training.best, training.waited = saved["position"]
+    state.restore(tally, saved["tally"], "tally", tensors, device)
+
+
+def _finish(
+    recipe: MetaRecipe, tasks: meta_build.Sources, training: MetaTraining, tally: MetaTally, out: Path
+) -> dict[str, Any]:
+    judged = tasks.validation if recipe.evaluate_on == "validation" else tasks.test
+    if judged is None:
+        raise InputError("evaluate_on validation needs some: set validation_classes")
+    found = evaluate(
+        training.algorithm,
+        training.problem,
+        training.engine,
+        training.meta,
+        training.buffers,
+        judged,
+        tasks=recipe.test_tasks,
+        seed=recipe.seed,
+    )
+    checkpoint.write_file(out / "meta.safetensors", save(_whole({**training.meta, **_prefixed(training.buffers)})))
+    checkpoint.write_file(out / "model.safetensors", save(_whole(_network(recipe, tasks, training.meta))))
+    result = {
+        "kind": "meta",
+        "recipe": meta_record(recipe),
+        "algorithm": recipe.algorithm,
+        "settings": dataclasses.asdict(training.algorithm),
+        "data": recipe.data,
+        "seed": recipe.seed,
+        "measure": "mean squared error" if recipe.data == SINUSOIDS else "accuracy",
+        "iterations": training.iteration,
+        "best_validation": training.best,
+        **test_record(found),
+        "curve": tally.curve,
+        "validation": tally.validation,
+        "seconds": tally.seconds,
+        "tasks_per_second": training.iteration * recipe.tasks / max(tally.seconds, 1e-9),
+        "engine": dataclasses.asdict(training.engine),
+        "memory": {"peak_rss_bytes": memory.peak_bytes()},
+        "parameters": tree.size(training.meta),
+        "device": str(next(iter(training.meta.values())).device),
+        **results.surroundings(),
+    }
+    checkpoint.write_json(out / "result.json", result)
+    return result
+
+
+def test_record(found: Adaptation) -> dict[str, Any]:
+    """Return what evaluation found under the names that results have for it."""
+    return {
+        "test": found.score,
+        "interval": found.interval,
+        "calibration": found.calibration,
+        "test_tasks": found.tasks,
+        "seconds_per_task": found.seconds_per_task,
+    }
+
+
+def meta_test(folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
+    """Return how well the meta-learner that was trained in `folder` adapts to test tasks.
+
+    Args:
+        folder: holds `recipe.json` and `meta.safetensors`.
+        changes: settings that are other than in training: `ways`, `shots`, `queries`, `statistics`, `test_tasks` ...
+
+    Raises:
+        InputError: nothing was trained there, or the network cannot do such tasks.
+    """
+    try:
+        values = json.loads((folder / "recipe.json").read_text())
+        tensors = load((folder / "meta.safetensors").read_bytes())
+    except (OSError, ValueError, SafetensorError):
+        raise InputError(f"{folder} holds no finished meta-training: give the --out of `lifelong meta train`") from None
+    recipe = meta_recipe({**values, **changes})
+    made, tasks = meta_build.algorithm(recipe), meta_build.sources(recipe)
+    how = _test_engine(recipe, tasks)
+    training = meta_build.training(recipe, tasks, made, how)
+    buffers = {name.removeprefix("buffer."): each for name, each in tensors.items() if name.startswith("buffer.")}
+    meta = {name: each for name, each in tensors.items() if not name.startswith("buffer.")}
+    _check_shapes(folder, training.meta, meta)
+    tree.copy_(training.meta, {name: each.to(training.meta[name].device) for name, each in meta.items()})
+    judged = tasks.validation if recipe.evaluate_on == "validation" else tasks.test
+    if judged is None:
+        raise InputError("evaluate_on validation needs some: set validation_classes")
+    found = evaluate(
+        made, training.problem, how, training.meta, buffers, judged, tasks=recipe.test_tasks, seed=recipe.seed
+    )
+    return {"kind": "meta", "recipe": meta_record(recipe), **test_record(found), **results.surroundings()}
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """Return the result of a meta-training in the file `path`.
+
+    Raises:
+        StateError: not readable, or not such a result.
+    """
+    try:
+        result = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise StateError(f"{path} is not a readable result: {error}; remove it to run again") from error
+    if not isinstance(result, dict) or result.get("kind") != "meta":
+        raise StateError(f"{path} is not the result of a meta-training; remove it to run again")
+    return result
+
+
+def _network(recipe: MetaRecipe, tasks: meta_build.Sources, meta: Params) -> Params:
+    """Return all weights of the network as other commands know them, batch norm with running statistics.
+
+    Adaptation needs none; a stream that starts from these weights does, so they are measured on training tasks.
+    """
+    trunk, head = meta_build.trunk(recipe, tasks.train.sample())
+    whole = nn.ModuleDict({"trunk": trunk, "head": head})
+    held = {name: each.detach() for name, each in meta.items()}
+    tree.copy_(
+        {name: each for name, each in tree.weights(whole).items() if name in held},
+        {name: each for name, each in held.items() if name in tree.weights(whole)},
+    )
+    for each in trunk.modules():
+        if isinstance(each, nn.modules.batchnorm._BatchNorm):
+            each.momentum = None  # the mean over batches
+            each.reset_running_stats()
+    trunk.train()
+    drawn = tasks.train.draw(100, randomness.generator(recipe.seed, "statistics"))
+    with torch.no_grad():
+        for inputs in drawn.support.flatten(0, 1).split(128):
+            if len(inputs) > 1:
+                trunk(inputs)
+    return tree.weights(whole)
+
+
+def _test_engine(recipe: MetaRecipe, tasks: meta_build.Sources) -> Engine:
+    """Return an engine for tests: what is set by hand, and otherwise small chunks in the likeliest formulation."""
+    from lifelong.meta import engine
+
+    trunk = meta_build.problem(recipe, tasks, "vmap").network.trunk
+    first = engine.candidates(trunk, tasks.test.sample().device, 16, recipe.threads or 1)[0]
+    chosen = first.formulation if recipe.formulation == "auto" else recipe.formulation
+    size = 8 if recipe.tasks_at_once == "auto" else recipe.tasks_at_once
+    return Engine(chosen, size, first.threads)
+
+
+def _check_shapes(folder: Path, wanted: Params, found: Params) -> None:
+    for name, each in wanted.items():
+        if name not in found:
+            raise InputError(f"{folder} has no {name}: it was trained with another algorithm or network")
+        if found[name].shape != each.shape:
+            raise InputError(
+                f"{name} has the shape {list(found[name].shape)} in {folder}, and {list(each.shape)} is needed: a head "
+                "that is meta-learned has as many ways in tests as in training"
+            )
+
+
+def _prefixed(buffers: Params) -> Params:
+    return {f"buffer.{name}": each for name, each in buffers.items()}
+
+
+def _whole(tensors: Params) -> Params:
+    return {name: each.detach().cpu().contiguous().clone() for name, each in tensors.items()}

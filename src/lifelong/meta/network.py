@@ -1,0 +1,174 @@
+"""A network for many tasks at once: `apply(weights [tasks, ...], inputs [tasks, samples, ...])`, in four formulations.
+
+All of them compute the same function, so an algorithm is written once, and adapting a batch of tasks is plain autograd
+on one tensor program. Which formulation is fastest hangs on shape and machine (`engine.py` measures it).
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from lifelong import tree
+from lifelong.errors import InputError, unknown
+from lifelong.meta import task_axis
+from lifelong.meta.normalisation import BatchNorm, without_buffers
+from lifelong.tree import Params
+
+Formulation = Literal["grouped", "columns", "vmap", "loop"]
+FORMULATIONS: tuple[Formulation, ...] = ("grouped", "columns", "vmap", "loop")
+
+# (weights, inputs, first) -> outputs, as `TaskNetwork.features` says.
+Apply: TypeAlias = Callable[[Params, Tensor, "int | None"], Tensor]
+
+
+@dataclass(frozen=True)
+class TaskNetwork:
+    """A trunk and a linear head whose weights have a leading task axis.
+
+    Args:
+        trunk: maps inputs to features `[batch, width]`; its batch norms keep no statistics.
+        head: `nn.Linear`, maps features to outputs.
+        formulation: how tasks are computed together.
+        statistics: whose samples batch norm takes its statistics from where queries are answered: all of a task's
+            queries (`transductive`), or its support samples (`support`).
+    """
+
+    trunk: nn.Module
+    head: nn.Linear
+    formulation: Formulation = "vmap"
+    statistics: Literal["transductive", "support"] = "transductive"
+
+    def initial(self) -> Params:
+        """Return a copy of the weights, `trunk.` and `head.` before their names: where meta-learning begins."""
+        named = {**_named("trunk", self.trunk), **_named("head", self.head)}
+        return tree.snapshot(named)
+
+    def features(self, weights: Params, inputs: Tensor, first: int | None = None) -> Tensor:
+        """Return the features of each task's samples.
+
+        Args:
+            weights: of trunk and head, each `[tasks, ...]`.
+            inputs: `[tasks, samples, ...]`.
+            first: batch norm takes its statistics from so many leading samples of each task; from all by default.
+
+        Returns:
+            `[tasks, samples, width]`.
+        """
+        return self._apply(part(weights, "trunk"), inputs, first)
+
+    def outputs(self, weights: Params, features: Tensor) -> Tensor:
+        """Return the head's outputs `[tasks, samples, outputs]` for `features` `[tasks, samples, width]`."""
+        outputs = torch.bmm(features, weights["head.weight"].transpose(1, 2))
+        return outputs + weights["head.bias"].unsqueeze(1) if "head.bias" in weights else outputs
+
+    def query_features(self, weights: Params, support: Tensor, query: Tensor) -> Tensor:
+        """Return the features of query samples `[tasks, queries, ...]`, normalised as `statistics` says."""
+        if self.statistics == "transductive" or not self.normalises:
+            return self.features(weights, query)
+        shots = support.shape[1]
+        return self.features(weights, torch.cat([support, query], 1), shots)[:, shots:]
+
+    @functools.cached_property
+    def normalises(self) -> bool:
+        """Whether there is any batch norm, so that samples of a batch see each other."""
+        return any(isinstance(each, BatchNorm) for each in self.trunk.modules())
+
+    @functools.cached_property
+    def _apply(self) -> Apply:
+        return _formulated(self.trunk, self.formulation)
+
+
+def part(weights: Params, name: str) -> Params:
+    """Return the weights of the part called `name`, without its name before theirs."""
+    prefix = f"{name}."
+    return {key.removeprefix(prefix): each for key, each in weights.items() if key.startswith(prefix)}
+
+
+def shared(weights: Params, tasks: int) -> Params:
+    """Return `weights` with a task axis of length `tasks`, without copying: every task begins with the same."""
+    return {name: each.expand(tasks, *each.shape) for name, each in weights.items()}
+
+
+def task_network(
+    trunk: nn.Module,
+    head: nn.Linear,
+    sample: Tensor,
+    *,
+    formulation: Formulation = "vmap",
+    statistics: Literal["transductive", "support"] = "transductive",
+) -> TaskNetwork:
+    """Return the network of `trunk` and `head`, which are copied.
+
+    Args:
+        trunk: any module from `[batch, ...]` to `[batch, width]`.
+        head: the last layer.
+        sample: `[2 or more, ...]`, inputs as the trunk takes them, to try it with.
+        formulation: `grouped` and `columns` are for layers that `task_axis` knows.
+
+    Raises:
+        InputError: a module whose buffers change as it runs, or whose layers the formulation does not know.
+    """
+    if formulation not in FORMULATIONS:
+        raise unknown("formulation", formulation, FORMULATIONS)
+    copied = without_buffers(copy.deepcopy(trunk)).train()
+    _check_buffers(copied, sample)
+    if formulation in ("grouped", "columns") and task_axis.layers(copied) is None:
+        raise InputError(
+            f"formulation {formulation} knows sequences of convolutions, linear layers, batch norm, pooling and "
+            "activations, and the model holds others: take vmap, or auto"
+        )
+    return TaskNetwork(copied, copy.deepcopy(head), formulation, statistics)
+
+
+def _formulated(module: nn.Module, formulation: Formulation) -> Apply:
+    if formulation == "grouped":
+        return functools.partial(task_axis.run, task_axis.Grouped(), module)
+    if formulation == "columns":
+        return functools.partial(task_axis.run, task_axis.Columns(), module)
+    # Calling a module with other weights puts them into it for a while, so each thread needs a module of its own.
+    mine = threading.local()
+
+    def one(weights: Params, inputs: Tensor) -> Tensor:
+        outputs: Tensor = torch.func.functional_call(mine.module, weights, (inputs,))
+        return outputs
+
+    def run(weights: Params, inputs: Tensor, first: int | None) -> Tensor:
+        if not hasattr(mine, "module"):
+            mine.module = copy.deepcopy(module)
+        for each in mine.module.modules():
+            if isinstance(each, BatchNorm):
+                each.first = first
+        if formulation == "vmap":
+            mapped: Tensor = torch.func.vmap(one, randomness="different")(weights, inputs)
+            return mapped
+        tasks = range(len(inputs))
+        return torch.stack([one({name: each[task] for name, each in weights.items()}, inputs[task]) for task in tasks])
+
+    return run
+
+
+def _check_buffers(module: nn.Module, sample: Tensor) -> None:
+    """Refuse a module that writes to its buffers: tasks share them, and would learn from each other."""
+    before = tree.snapshot(dict(module.named_buffers()))
+    with torch.no_grad():
+        module(sample)
+    for name, buffer in module.named_buffers():
+        if not torch.equal(buffer, before[name]):
+            owner = module.get_submodule(name.rpartition(".")[0])
+            raise InputError(
+                f"{type(owner).__name__} writes to its buffer {name!r} as it runs, which tasks that are adapted "
+                "at once would share: switch its running statistics off (track_running_stats=False), or replace it by "
+                "nn.BatchNorm2d or nn.GroupNorm"
+            )
+
+
+def _named(prefix: str, module: nn.Module) -> Params:
+    return {f"{prefix}.{name}": each for name, each in module.named_parameters()}

@@ -1,0 +1,59 @@
+"""Batch norm that keeps nothing: the statistics are those of the samples at hand, and autograd sees all of it.
+
+PyTorch's own writes its running statistics in place, which no map over tasks can do; and under `grad(vmap(...))` it
+gives a wrong second derivative without a word (2.13, float64: 0.4 to 1.2 % off on four convolutional blocks).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lifelong.tree import wide
+
+
+class BatchNorm(nn.Module):
+    """Batch norm over all dimensions but the second, without buffers, `weight * (x - mean) / sqrt(var + eps) + bias`.
+
+    `first`, where it is set, has mean and (biased) variance be those of so many leading samples of the batch alone: of
+    the support samples, so that no query sample sees another.
+
+    Args:
+        like: a batch norm of PyTorch, for its size, `eps` and whether it has weights; these are taken over.
+    """
+
+    def __init__(self, like: nn.modules.batchnorm._BatchNorm) -> None:
+        super().__init__()
+        self.eps = like.eps
+        self.weight = like.weight
+        self.bias = like.bias
+        self.first: int | None = None
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return normalised `inputs` `[batch, channels, ...]`."""
+        seen = inputs if self.first is None else inputs[: self.first]
+        across = [0, *range(2, inputs.dim())]
+        shape = [1, -1, *[1] * (inputs.dim() - 2)]
+        weight, bias = (None if each is None else each.view(shape) for each in (self.weight, self.bias))
+        return normalised(inputs, seen, across, weight, bias, self.eps)
+
+
+def normalised(
+    inputs: Tensor, seen: Tensor, across: list[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """Return `inputs` normalised by mean and biased variance of `seen` over dimensions `across`, then transformed."""
+    variance, mean = torch.var_mean(seen.to(wide(seen)), across, correction=0, keepdim=True)
+    scale = (variance + eps).rsqrt().to(inputs.dtype)
+    if weight is not None:
+        scale = scale * weight
+    shift = -mean.to(inputs.dtype) * scale
+    return torch.addcmul(shift if bias is None else shift + bias, inputs, scale)
+
+
+def without_buffers(module: nn.Module) -> nn.Module:
+    """Return `module` with each batch norm replaced by a `BatchNorm` that shares its weights; changed in place."""
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return BatchNorm(module)
+    for name, child in module.named_children():
+        setattr(module, name, without_buffers(child))
+    return module

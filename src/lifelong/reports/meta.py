@@ -1,0 +1,88 @@
+"""The page of meta-trainings: what each reached, how it adapts, and how it learned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lifelong.errors import InputError
+from lifelong.reports.columns import UNKNOWN, Cell, human_bytes
+from lifelong.reports.page import check_name, figures, write_page
+
+_SURROUNDINGS = ("lifelong", "torch", "python", "platform", "device")
+
+
+def write_meta_report(found: Sequence[Mapping[str, Any]], out: Path) -> Path:
+    """Write the page `out` and, in a folder of its name beside it, every chart as CSV, PNG, SVG and PDF.
+
+    Args:
+        found: dictionaries as in `result.json` of a meta-training, each with a `name`.
+        out: the page, for instance `report.html`; replaced only when the new one is whole.
+
+    Returns:
+        `out`.
+
+    Raises:
+        InputError: nothing to report, or an `out` without an ending to tell it from its folder.
+        OSError: the disk is full or may not be written.
+    """
+    # Imported here: drawing libraries take a second to import.
+    from lifelong.reports.meta_charts import all_charts
+
+    check_name(out)
+    if not found:
+        raise InputError("there are no results to report")
+    drawn = figures(all_charts(found))
+    title = ", ".join(dict.fromkeys(str(each["data"]) for each in found))
+    first = found[0]
+    content = {
+        "heading": f"Meta-learning on {title}",
+        "title": title,
+        "headings": [heading for heading, _ in _COLUMNS],
+        "rows": [(each["name"], [cell(each) for _, cell in _COLUMNS]) for each in found],
+        "figures": drawn,
+        "examples": [(each["name"], each["example"]) for each in found if each.get("example")][:4],
+        "recipe": yaml.safe_dump(first["recipe"], sort_keys=False, allow_unicode=True) if len(found) == 1 else None,
+        "surroundings": {name: str(first[name]) for name in _SURROUNDINGS if first.get(name)},
+    }
+    return write_page("meta.html.j2", out, drawn, content)
+
+
+def _score(place: int) -> Any:
+    def cell(each: Mapping[str, Any]) -> Cell:
+        mean, half = each["test"][place], each["interval"][place]
+        if each["measure"] == "accuracy":
+            return f"{mean:.2%} ± {half:.2%}", mean
+        return f"{mean:.4f} ± {half:.4f}", mean
+
+    return cell
+
+
+def _calibration(each: Mapping[str, Any]) -> Cell:
+    return (f"{each['calibration'][-1]:.3f}", each["calibration"][-1]) if each["calibration"] else UNKNOWN
+
+
+def _tasks(each: Mapping[str, Any]) -> Cell:
+    recipe = each["recipe"]
+    ways = f"{recipe['ways']}-way " if each["measure"] == "accuracy" else ""
+    statistics = f", {recipe['statistics']}" if each["measure"] == "accuracy" else ""
+    return f"{ways}{recipe['shots']}-shot, {recipe['queries']} queries{statistics}", None
+
+
+_COLUMNS: list[tuple[str, Any]] = [
+    ("Algorithm", lambda each: (each["algorithm"], None)),
+    ("Tasks", _tasks),
+    ("Test before", _score(0)),
+    ("Test after", _score(-1)),
+    ("Steps", lambda each: (str(len(each["test"]) - 1), len(each["test"]) - 1)),
+    ("Calibration error", _calibration),
+    ("Test tasks", lambda each: (f"{each['test_tasks']:,}", each["test_tasks"])),
+    ("Iterations", lambda each: (f"{each['iterations']:,}", each["iterations"])),
+    ("Minutes", lambda each: (f"{each['seconds'] / 60:.1f}", each["seconds"])),
+    ("Tasks a second", lambda each: (f"{each['tasks_per_second']:.0f}", each["tasks_per_second"])),
+    ("Milliseconds a task", lambda each: (f"{1000 * each['seconds_per_task']:.1f}", each["seconds_per_task"])),
+    ("Memory", lambda each: (human_bytes(each["memory"]["peak_rss_bytes"]), each["memory"]["peak_rss_bytes"])),
+]

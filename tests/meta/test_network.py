@@ -1,0 +1,136 @@
+"""Which modules can have a task axis, how batches of tasks are computed, and what is said where adaptation diverges."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from meta.problems import convnet, leaves, picture_tasks, pictures
+from torch import Tensor, nn
+
+from lifelong.errors import DivergedError, InputError
+from lifelong.meta import MAML, Engine, Problem, engine, task_network
+from lifelong.meta.columns import Window, to_columns
+from lifelong.meta.episodes import cross_entropy
+from lifelong.meta.network import Formulation, part
+
+
+class Counting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.calls += 1
+        return inputs.flatten(1)
+
+
+def test_a_module_that_writes_to_its_buffers_is_named() -> None:
+    trunk = nn.Sequential(Counting(), nn.Linear(4, 3))
+    with pytest.raises(InputError, match=r"Counting writes to its buffer '0\.calls'.*track_running_stats=False"):
+        task_network(trunk, nn.Linear(3, 2), torch.zeros(2, 4))
+    trunk = nn.Sequential(nn.InstanceNorm2d(1, track_running_stats=True), nn.Flatten())
+    with pytest.raises(InputError, match=r"InstanceNorm2d writes to its buffer '0.running_mean'"):
+        task_network(trunk, nn.Linear(4, 2), torch.rand(2, 1, 2, 2))
+
+
+def test_layers_that_are_not_written_out_are_left_to_vmap() -> None:
+    trunk = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+    with pytest.raises(InputError, match=r"formulation columns knows sequences of .* take vmap, or auto"):
+        task_network(trunk, nn.Linear(4, 2), torch.zeros(2, 4), formulation="columns")
+    network = task_network(trunk, nn.Linear(4, 2), torch.zeros(2, 4))
+    assert {each.formulation for each in engine.candidates(network.trunk, torch.device("cpu"), 8, 2)} == {"vmap"}
+
+
+def test_the_module_that_is_given_stays_as_it_is() -> None:
+    trunk = convnet()
+    before = {name: each.clone() for name, each in trunk.state_dict().items()}
+    network = task_network(trunk, nn.Linear(4, 2), torch.rand(4, 1, 9, 9))
+    weights = {name: each.unsqueeze(0) + 1 for name, each in network.initial().items()}
+    network.features(weights, torch.rand(1, 4, 1, 9, 9))
+    assert all(torch.equal(each, before[name]) for name, each in trunk.state_dict().items())
+
+
+@pytest.mark.parametrize("pool", [False, True])
+@pytest.mark.parametrize("formulation", ["grouped", "columns"])
+def test_every_task_has_its_own_weights(formulation: Formulation, pool: bool) -> None:
+    problem = pictures(formulation, pool=pool)
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        name: torch.randn(3, *each.shape, generator=generator, dtype=each.dtype)
+        for name, each in problem.network.initial().items()
+    }
+    inputs = torch.rand(3, 5, 1, 9, 9, generator=generator, dtype=torch.float64)
+    found = problem.network.features(weights, inputs)
+    plain = convnet(pool).double().train()
+    for task in range(3):
+        mine = {name: each[task] for name, each in part(weights, "trunk").items()}
+        expected = torch.func.functional_call(plain, mine, (inputs[task],))
+        torch.testing.assert_close(found[task], expected)
+
+
+def test_columns_and_their_adjoint() -> None:
+    """`<to_columns(x), y> = <x, from_columns(y)>`, and both are as `torch.nn.functional.unfold` has them."""
+    window = Window((3, 2), (2, 1), (1, 0), (5, 4))
+    generator = torch.Generator().manual_seed(0)
+    pictures_ = torch.randn(2, 3, 5, 4, 2, generator=generator, dtype=torch.float64, requires_grad=True)
+    columns = to_columns(pictures_, window)
+    flat = pictures_.flatten(0, 1).permute(0, 3, 1, 2)
+    unfolded = nn.functional.unfold(flat, (3, 2), stride=(2, 1), padding=(1, 0))
+    ordered = unfolded.view(2, 3, 2, 6, -1).permute(0, 1, 4, 3, 2).reshape(2, -1, 12)
+    torch.testing.assert_close(columns, ordered)
+    other = torch.randn(columns.shape, generator=generator, dtype=torch.float64)
+    (ours,) = torch.autograd.grad((columns * other).sum(), pictures_, retain_graph=True)
+    (theirs,) = torch.autograd.grad((ordered * other).sum(), pictures_)
+    torch.testing.assert_close(ours, theirs)
+    assert torch.autograd.gradgradcheck(lambda x: to_columns(x, window).square(), (pictures_,))
+
+
+def test_chunks_and_threads_do_not_matter() -> None:
+    problem, episodes = pictures("columns"), picture_tasks(tasks=5)
+    meta = leaves(problem.network.initial())
+    expected = engine.gradient(MAML(), problem, Engine("columns", 5), meta, {}, episodes, 0)
+    for at_once, threads in ((1, 1), (2, 2), (3, 4)):
+        found = engine.gradient(MAML(), problem, Engine("columns", at_once, threads), meta, {}, episodes, 0)
+        torch.testing.assert_close(found.losses, expected.losses)
+        for name, each in found.gradient.items():
+            torch.testing.assert_close(each, expected.gradient[name])
+
+
+def test_a_choice_by_hand_is_kept() -> None:
+    def make(formulation: Formulation) -> Problem:
+        return pictures(formulation)
+
+    episodes = picture_tasks()
+    by_hand = engine.choose(MAML(), make, episodes, formulation="loop", tasks_at_once=2, threads=3)
+    assert by_hand == Engine("loop", 2, 3)
+    measured = engine.choose(MAML(), make, episodes, threads=1)
+    assert measured in engine.candidates(make("vmap").network.trunk, torch.device("cpu"), len(episodes), 1)
+
+
+def test_the_fastest_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(engine.time, "perf_counter", lambda: clock[0])
+
+    def measured(how: Engine) -> None:
+        if how.formulation == "vmap":
+            raise torch.OutOfMemoryError
+        clock[0] += {"grouped": 3.0, "columns": 2.0}[how.formulation]
+
+    tried = [Engine("vmap", 8), Engine("grouped", 8), Engine("columns", 8)]
+    assert engine.fastest(measured, tried) == tried[2]
+    assert engine.fastest(measured, tried[:1]) == Engine("vmap", 4)  # what does not fit is halved
+
+
+def test_a_diverging_inner_loop_names_task_step_and_rate() -> None:
+    problem = pictures("columns")
+    wide = replace(problem, loss=lambda outputs, targets: cross_entropy(outputs.pow(3), targets))
+    algorithm = MAML(steps=4, test_steps=4, rate=1e60)
+    with pytest.raises(
+        DivergedError,
+        match=r"loss of task 1 of 3 is not a finite number in iteration 8, at inner step \d with rate = 1e\+60",
+    ):
+        engine.gradient(
+            algorithm, wide, Engine("columns", 2), leaves(problem.network.initial()), {}, picture_tasks(), 7
+        )
