@@ -76,7 +76,7 @@ def _train(arguments: Namespace) -> int:
 
 def _test(arguments: Namespace) -> int:
     from lifelong.experiments.meta_run import meta_test
-    from lifelong.training.checkpoint import write_json
+    from lifelong.files import write_json
 
     if arguments.path is None:
         raise InputError("test needs the folder that `lifelong meta train` wrote")

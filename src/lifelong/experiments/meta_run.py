@@ -22,6 +22,7 @@ from lifelong.experiments import memory, meta_build
 from lifelong.experiments import result as results
 from lifelong.experiments.meta_recipe import SINUSOIDS, MetaRecipe, meta_differences, meta_recipe, meta_record
 from lifelong.experiments.run import Every, Finished, claim, due
+from lifelong.files import write_file, write_json
 from lifelong.meta.engine import Engine
 from lifelong.training import checkpoint, state
 from lifelong.training.meta_evaluation import Adaptation, evaluate
@@ -177,8 +178,8 @@ def _finish(
         tasks=recipe.test_tasks,
         seed=recipe.seed,
     )
-    checkpoint.write_file(out / "meta.safetensors", save(_whole({**training.meta, **_prefixed(training.buffers)})))
-    checkpoint.write_file(out / "model.safetensors", save(_whole(_network(recipe, tasks, training.meta))))
+    write_file(out / "meta.safetensors", save(_whole({**training.meta, **_prefixed(training.buffers)})))
+    write_file(out / "model.safetensors", save(_whole(_network(recipe, tasks, training.meta))))
     result = {
         "kind": "meta",
         "recipe": meta_record(recipe),
@@ -200,7 +201,7 @@ def _finish(
         "device": str(next(iter(training.meta.values())).device),
         **results.surroundings(),
     }
-    checkpoint.write_json(out / "result.json", result)
+    write_json(out / "result.json", result)
     return result
 
 

@@ -1,12 +1,13 @@
 """Merges in memory to which experts are added one at a time, kept as small as the rule allows.
 
-What is kept is the state of a continual method, so it is a dataclass of trees and numbers. A rule that folds keeps as
-many trees as it has parts, Fisher and RegMean keep their sums, a rule of two models keeps its last result; all others
-must see every expert again, and keep all of them, in main memory.
+What is kept is the state of a continual method, so it is a dataclass of trees and numbers. A rule that folds keeps its
+running arrays, a rule of two models its last result; all others must see every expert again, and keep all of them, in
+main memory.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -16,10 +17,7 @@ from torch import Tensor
 from lifelong import tree
 from lifelong.errors import InputError
 from lifelong.merging.in_memory import merge
-from lifelong.merging.linear_algebra import nearest_minimizer
 from lifelong.merging.rule import Folding, Rule, name_of
-from lifelong.merging.rules.fisher import Fisher
-from lifelong.merging.rules.regmean import RegMean
 from lifelong.tree import Params
 
 
@@ -47,10 +45,6 @@ def incremental(rule: Rule) -> Incremental:
             )
     if isinstance(rule, Folding):
         return Folded(rule)
-    if isinstance(rule, Fisher):
-        return Weighed(rule)
-    if isinstance(rule, RegMean):
-        return Regressed(rule)
     return Paired(rule) if rule.most is not None else Pooled(rule)
 
 
@@ -60,7 +54,7 @@ class Folded:
 
     Args:
         rule: what folds.
-        parts: its running arrays, in at least float32.
+        parts: its running arrays, as it describes them; some only of the tensors that have statistics.
         count: of the experts in them.
     """
 
@@ -71,12 +65,15 @@ class Folded:
     @torch.no_grad()
     def add(self, base: Params, expert: Params, statistics: Params) -> None:
         if not self.parts:
-            self.parts = [_wide_zeros(base) for _ in range(self.rule.parts)]
-        for columns in tree.blocks(base, base, expert, *self.parts):
-            for start, theta, *state in zip(*columns, strict=True):
-                before = state if self.count else []
-                folded = self.rule.fold(before, _wide(start), _wide(theta).clone(), self.count)
-                for kept, new in zip(state, folded, strict=True):
+            self.parts = self._room(base, statistics)
+        for names, parts in self._alike(base):
+            informed = [statistics] if names and names[0] in statistics else []
+            for start, theta, *rest in self._pieces(names, base, expert, *informed, *parts):
+                statistic = rest.pop(0).clone() if informed else None
+                folded = self.rule.fold(
+                    rest if self.count else [], _wide(start), _wide(theta).clone(), self.count, statistic
+                )
+                for kept, new in zip(rest, folded, strict=True):
                     kept.copy_(new)
         self.count += 1
 
@@ -84,79 +81,33 @@ class Folded:
     def merged(self, base: Params) -> Params:
         self.rule.check(self.count)
         found = {name: torch.empty_like(tensor) for name, tensor in base.items()}
-        for columns in tree.blocks(base, found, base, *self.parts):
-            for out, start, *state in zip(*columns, strict=True):
+        for names, parts in self._alike(base):
+            for out, start, *state in self._pieces(names, found, base, *parts):
                 out.copy_(self.rule.finish(state, _wide(start), self.count))
         return found
 
+    def _room(self, base: Params, statistics: Params) -> list[Params]:
+        parts: list[Params] = []
+        for name, tensor in base.items():
+            wide = "F64" if tree.wide(tensor) is torch.float64 else "F32"
+            described = self.rule.kept(tuple(tensor.shape), wide, name in statistics)
+            parts += [{} for _ in range(len(described) - len(parts))]
+            for part, (kind, shape) in zip(parts, described, strict=False):
+                part[name] = tensor.new_zeros(shape, dtype=torch.float64 if kind == "F64" else torch.float32)
+        return parts
 
-@dataclass
-class Weighed:
-    """Fisher merging as two trees: `A = sum_t F_t` and the average `c = sum_t F_t theta_t / A`.
+    def _alike(self, base: Params) -> Iterator[tuple[list[str], list[Params]]]:
+        """Yield names of tensors with equally many running arrays, and these."""
+        for count in range(1, len(self.parts) + 1):
+            names = [name for name in base if sum(name in part for part in self.parts) == count]
+            yield names, self.parts[:count]
 
-    Where nothing has mattered yet `c` is the plain average, as the rule has it.
-    """
-
-    rule: Fisher
-    weight: Params = field(default_factory=dict)
-    average: Params = field(default_factory=dict)
-    count: int = 0
-
-    @torch.no_grad()
-    def add(self, base: Params, expert: Params, statistics: Params) -> None:
-        self.count += 1
-        if not self.weight:
-            self.weight, self.average = _wide_zeros(base), _wide_zeros(base)
-        importance = {name: statistics.get(name, torch.ones_like(tensor)) for name, tensor in base.items()}
-        for columns in tree.blocks(base, self.weight, self.average, importance, expert, together=2):
-            for weight, average, new, theta in zip(*columns, strict=True):
-                new = _wide(new).clamp_min(self.rule.floor)
-                weight += new
-                average.lerp_(_wide(theta), torch.where(weight > 0, new / weight, 1 / self.count))
-
-    def merged(self, base: Params) -> Params:
-        return _like(self.average, base)
-
-
-@dataclass
-class Regressed:
-    """RegMean as sums: `sum_t G_t`, `sum_t (W_t - W_0) G_t` and the average, in float64 where matrices are solved for.
-
-    Args:
-        rule: with its scale of the numbers off the diagonals.
-        grams: `[inputs, inputs]` of each linear layer, by the name of its weight.
-        products: `[outputs, inputs]`.
-        average: of all tensors.
-        count: of the experts in them.
-    """
-
-    rule: RegMean
-    grams: Params = field(default_factory=dict)
-    products: Params = field(default_factory=dict)
-    average: Params = field(default_factory=dict)
-    count: int = 0
-
-    @torch.no_grad()
-    def add(self, base: Params, expert: Params, statistics: Params) -> None:
-        self.count += 1
-        if not self.average:
-            self.average = _wide_zeros(base)
-        for name, tensor in expert.items():
-            self.average[name].lerp_(_wide(tensor), 1 / self.count)
-        for name, gram in statistics.items():
-            scaled = gram.double() * self.rule.alpha
-            scaled.diagonal().copy_(gram.diagonal())
-            change = (expert[name].double() - base[name].double()) @ scaled
-            self.grams[name] = self.grams[name] + scaled if name in self.grams else scaled
-            self.products[name] = self.products[name] + change if name in self.products else change
-
-    @torch.no_grad()
-    def merged(self, base: Params) -> Params:
-        found = dict(self.average)
-        for name, gram in self.grams.items():
-            start = _wide(base[name])
-            found[name] = start + nearest_minimizer(self.average[name] - start, gram, self.products[name])
-        return _like(found, base)
+    def _pieces(self, names: list[str], *trees: Params) -> Iterator[tuple[Tensor, ...]]:
+        if not self.rule.blockwise:
+            yield from (tuple(each[name] for each in trees) for name in names)
+            return
+        for columns in tree.blocks(names, *trees):
+            yield from zip(*columns, strict=True)
 
 
 @dataclass
@@ -205,10 +156,6 @@ def on_cpu(params: Params) -> Params:
 
 def _wide(tensor: Tensor) -> Tensor:
     return tensor.to(tree.wide(tensor))
-
-
-def _wide_zeros(params: Params) -> Params:
-    return {name: torch.zeros_like(tensor, dtype=tree.wide(tensor)) for name, tensor in params.items()}
 
 
 def _like(params: Params, base: Params) -> Params:

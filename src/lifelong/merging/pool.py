@@ -83,6 +83,7 @@ class Pool:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
+        self._members: dict[str, Member] = {}
         self._read()
 
     @classmethod
@@ -315,7 +316,7 @@ class Pool:
             found = json.loads(path.read_text(encoding="utf-8"))
             self.fingerprint: str = found["base"]
             self.limit: int | None = found["limit"]
-            self._members: dict[str, Member] = {each["name"]: Member(**each) for each in found["members"]}
+            self._members = {each["name"]: Member(**each) for each in found["members"]}
         except (ValueError, KeyError, TypeError):
             raise StateError(f"{path} is damaged") from None
 
