@@ -11,7 +11,7 @@ from typing import Any
 from lifelong.errors import InputError
 from lifelong.merging import planning, safetensors
 from lifelong.merging.checkpoint import Checkpoint, Model, open_model
-from lifelong.merging.engine import MANIFEST, part_name
+from lifelong.merging.engine import MANIFEST
 from lifelong.merging.manifest import read
 from lifelong.merging.output import RUNNING
 from lifelong.merging.plan import Job, Plan, Source
@@ -19,6 +19,7 @@ from lifelong.merging.recipe import Input, MergeRecipe, parsed
 from lifelong.merging.rule import Folding
 from lifelong.merging.rules import RULES
 from lifelong.merging.statistics import described
+from lifelong.merging.work import part_name
 
 
 def kept(plan: Plan) -> Plan:

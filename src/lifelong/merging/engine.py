@@ -14,26 +14,30 @@ import os
 import platform
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
-from xxhash import xxh3_64_intdigest, xxh3_128_hexdigest
+from xxhash import xxh3_128_hexdigest
 
 from lifelong.errors import InputError, StateError
 from lifelong.merging.checkpoint import Mapped
-from lifelong.merging.formats import DTYPES, floating, nonfinite, working
-from lifelong.merging.in_memory import whole
+from lifelong.merging.formats import nonfinite
 from lifelong.merging.output import RUNNING, Output, reserve
-from lifelong.merging.plan import Job, Plan, Source
-from lifelong.merging.rule import BLOCK, Folding, Rule, Site, Stack, Values
+from lifelong.merging.plan import Job, Plan
+from lifelong.merging.rule import BLOCK, Mapper, Rule, Stack
+from lifelong.merging.work import Done, NonfiniteError, Work, divided, parts, state_of, tasks
+from lifelong.merging.workers import FORKS, processors, spread, workers
 
-# Blocks that one worker takes at a time: enough that handing them over costs nothing.
-_CHUNK = 8
+# Tasks that are handed out for each worker: it has the next one when it is done.
+_AHEAD = 3
+# Numbers read below which processes, some ten milliseconds, cost more than they save.
+_WORTH_FORKS = 1 << 24
 # Numbers of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 JOURNAL = "journal.jsonl"
@@ -47,49 +51,6 @@ class Finished:
     name: str
     done: int
     of: int
-
-
-class NonfiniteError(InputError):
-    """An input holds numbers that are infinite or not a number."""
-
-
-@dataclass
-class Watched:
-    """Values that are checked and fingerprinted as they are read for the first time.
-
-    Args:
-        source: what is read.
-        allow_nonfinite: infinities and NaN pass.
-        digests: of each block that has been read.
-    """
-
-    source: Source
-    allow_nonfinite: bool
-    digests: dict[int, int] = field(default_factory=dict)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.source.values.shape
-
-    def read(self, start: int, stop: int) -> Any:
-        values = self.source.values
-        size = math.prod(values.shape)
-        for first in range(start - start % BLOCK, stop, BLOCK):
-            if first not in self.digests:
-                self._look(first, min(first + BLOCK, size))
-        return values.read(start, stop)
-
-    def _look(self, start: int, stop: int) -> None:
-        values = self.source.values
-        # What is on disk as it is there, which is less to look at; what is made of several files as it was made.
-        raw = values.raw[start:stop] if isinstance(values, Mapped) else np.asarray(values.read(start, stop), np.float32)
-        if not self.allow_nonfinite and nonfinite(raw, values.dtype if isinstance(values, Mapped) else "F32"):
-            raise NonfiniteError(f"{self.source.model}: {self.source.name}")
-        self.digests[start] = xxh3_64_intdigest(raw.view(np.uint8).data)
-
-    def digest(self) -> str:
-        """Return the fingerprint of the tensor: the digest of the digests of its blocks."""
-        return _combined(self.digests)
 
 
 def merge(
@@ -147,21 +108,22 @@ def _merge(
             each.unlink()
     output = reserve(partial, shapes, plan.metadata, shard_bytes, fresh=known is None)
     if plan.keep_running:
-        kept = [each for job in plan.jobs for each in _state_of(job)]
+        kept = [each for job in plan.jobs for each in state_of(job)]
         output += reserve(partial, kept, {}, math.inf, fresh=known is None, stem=RUNNING)
     try:
         if known is None:
             journal.write_text(json.dumps({"plan": identity}) + "\n", encoding="utf-8")
         finished = {name: line for name, line in (known or {}).items() if _stands(line, output)}
-        workers = threads or _processors()
+        count = threads or processors()
         with journal.open("a", encoding="utf-8") as log:
             # A last line that a kill cut off must not swallow the next one.
             log.write("\n")
-            todo = [job for job in plan.jobs if job.name not in finished]
-            for line in _run(plan, todo, output, workers, allow_nonfinite):
+            todo = [index for index, job in enumerate(plan.jobs) if job.name not in finished]
+            for line in _run(plan, todo, output, count, allow_nonfinite):
                 log.write(json.dumps(line) + "\n")
                 log.flush()
                 finished[line["name"]] = line
+                output.sync_some(line["digests"])
                 yield Finished(line["name"], len(finished), len(plan.jobs))
         _compare(plan, finished)
         output.sync()
@@ -179,22 +141,69 @@ def _merge(
 
 
 def _run(
-    plan: Plan, todo: Sequence[Job], output: Output, workers: int, allow_nonfinite: bool
+    plan: Plan, todo: Sequence[int], output: Output, count: int, allow_nonfinite: bool
 ) -> Iterator[dict[str, Any]]:
-    """Run the jobs of `plan` left to do and yield the journal's line of each; a few are under way at a time."""
-    with ThreadPoolExecutor(workers) as pool:
-        pending: deque[tuple[_Running, list[Future[Any]]]] = deque()
-        try:
-            facts = _surveyed(plan.jobs, pool) if todo else {}
-            for job in todo:
-                running = _Running(job, output, pool, allow_nonfinite, plan.keep_running, facts.get(job.name))
-                pending.append((running, running.start()))
-                while sum(len(futures) for _, futures in pending) > 4 * workers:
-                    yield _finish(*pending.popleft())
-            while pending:
-                yield _finish(*pending.popleft())
-        finally:
-            pool.shutdown(cancel_futures=True)
+    """Run the jobs of `plan` left to do, by their indices, and yield the journal's line of each."""
+    forks = _forks(plan, todo, count)
+    facts = _surveyed(plan.jobs, functools.partial(spread, count=count, forks=forks)) if todo else {}
+    work = Work(plan.jobs, output, allow_nonfinite, plan.keep_running, facts)
+    # Tensors that are merged by several workers come first: at the end there is enough to do for all of them.
+    order = sorted(todo, key=lambda index: not divided(plan.jobs[index]))
+    ready = deque(task for index in order for task in tasks(index, plan.jobs[index]))
+    tallies = {index: _Tally(plan.jobs[index]) for index in todo}
+    yield from (tallies[index].line() for index in todo if not tallies[index].left)
+    done: SimpleQueue[Future[Done]] = SimpleQueue()
+    under_way = 0
+    with workers(work.do, count, forks=forks) as hand:
+        while ready or under_way:
+            while ready and under_way < _AHEAD * count:
+                hand(ready.popleft()).add_done_callback(done.put)
+                under_way += 1
+            found = done.get().result()
+            under_way -= 1
+            tally = tallies[found.task.job]
+            tally.add(found)
+            if not found.merged:
+                # Next, while what the survey read may still be in memory.
+                ready.extendleft(reversed(parts(found.task.job, found.task.stop, found.facts, tally.seen())))
+            elif not tally.left:
+                yield tally.line()
+
+
+def _forks(plan: Plan, todo: Sequence[int], count: int) -> bool:
+    """Return whether to work in processes: not for little, nor with libraries that have threads of their own."""
+    rules = [job.rule for job in plan.jobs if job.rule is not None]
+    numbers = sum(math.prod(plan.jobs[index].shape) * len(plan.jobs[index].sources) for index in todo)
+    return FORKS and count > 1 and numbers >= _WORTH_FORKS and all(rule.blockwise for rule in rules)
+
+
+class _Tally:
+    """What is known of a job under way."""
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.left = job, math.prod(job.shape)
+        self.read: list[dict[int, int]] = [{} for _ in (*job.sources, *job.statistics)]
+        self.written: dict[str, dict[int, int]] = {job.name: {}}
+
+    def add(self, done: Done) -> None:
+        """Take in what came of one of its tasks."""
+        for known, new in zip(self.read, done.read, strict=True):
+            known.update(new)
+        for name, digests in done.written.items():
+            self.written.setdefault(name, {}).update(digests)
+        if done.merged:
+            self.left -= done.task.stop - done.task.start
+
+    def seen(self) -> list[bool]:
+        """Return of each input whether all of its blocks have been read."""
+        return [len(known) == -(-self.left // BLOCK) for known in self.read]
+
+    def line(self) -> dict[str, Any]:
+        """Return what the journal says of the finished tensor."""
+        every = zip((*self.job.sources, *self.job.statistics), self.read, strict=True)
+        sources = {source.model: _combined(digests) for source, digests in every if digests}
+        digests = {name: _combined(written) for name, written in self.written.items()}
+        return {"name": self.job.name, "digests": digests, "sources": sources}
 
 
 def _stands(line: Mapping[str, Any], output: Output) -> bool:
@@ -210,142 +219,19 @@ def _compare(plan: Plan, finished: Mapping[str, Mapping[str, Any]]) -> None:
                 raise StateError(f"tensor {name!r} of {model} is not what it was when the merge began")
 
 
-def _state_of(job: Job) -> list[tuple[str, str, tuple[int, ...]]]:
-    """Return the name, format and shape of each array of the running state of a job."""
-    if not isinstance(job.rule, Folding):
-        return []
-    # What is gone on from counts too: the format of the first expert, which is not read any more.
-    every = [each.values for each in (*job.sources, *job.running[:1])]
-    formats = {each.dtype for each in every if isinstance(each, Mapped)}
-    kept = job.rule.kept(job.shape, "F64" if "F64" in formats else "F32", bool(job.statistics))
-    return [(part_name(part, job.name), dtype, shape) for part, (dtype, shape) in enumerate(kept)]
-
-
-def part_name(part: int, name: str) -> str:
-    """Return the name of an array of the running state of a tensor."""
-    return f"{part}:{name}"
-
-
-def _surveyed(jobs: Sequence[Job], pool: ThreadPoolExecutor) -> dict[str, Any]:
+def _surveyed(jobs: Sequence[Job], mapper: Mapper[Any]) -> dict[str, Any]:
     """Return what rules must know of the whole model, by the name of the tensor."""
     groups: dict[tuple[type[Rule], int], list[tuple[Rule, Stack]]] = {}
     for job in jobs:
         if job.rule is not None:
             base = None if job.base is None else job.base.values
-            stack = Stack(job.name, base, [each.values for each in job.experts], functools.partial(_spread, pool))
+            stack = Stack(job.name, base, [each.values for each in job.experts], mapper)
             groups.setdefault((type(job.rule), len(job.experts)), []).append((job.rule, stack))
     found: dict[str, Any] = {}
-    for parts in groups.values():
-        facts = parts[0][0].survey_model(parts)
-        found |= {stack.name: facts for _, stack in parts}
+    for group in groups.values():
+        facts = group[0][0].survey_model(group)
+        found |= {stack.name: facts for _, stack in group}
     return found
-
-
-def _finish(running: _Running, futures: list[Future[Any]]) -> dict[str, Any]:
-    for future in futures:
-        future.result()
-    return running.line()
-
-
-class _Running:
-    """A job under way."""
-
-    def __init__(
-        self, job: Job, output: Output, pool: ThreadPoolExecutor, allow_nonfinite: bool, keep: bool, model: Any
-    ) -> None:
-        self.job, self.output, self.pool, self.keep = job, output, pool, keep
-        self.watched = [Watched(source, allow_nonfinite) for source in job.sources]
-        self.written: dict[str, dict[int, int]] = {job.name: {}}
-        base: Values | None = self.watched[0] if job.base is not None else None
-        experts: list[Values] = [*self.watched[0 if job.base is None else 1 :]]
-        statistics = [Watched(source, allow_nonfinite) for source in job.statistics]
-        self.stack = Stack(job.name, base, experts, functools.partial(_spread, pool), model, statistics)
-        self.watched += statistics
-        self.facts: Any = None
-
-    def start(self) -> list[Future[Any]]:
-        """Survey the tensor, then hand its blocks to the workers; they may still be at work when this returns."""
-        rule, sites = self.job.rule, self.stack.sites()
-        if rule is not None and sites:
-            self.facts = rule.survey(self.stack)
-            if not rule.blockwise:
-                return [self.pool.submit(self._whole)]
-        work = self._copy if rule is None else self._fold if self.keep else self._block
-        return [self.pool.submit(_each, work, sites[i : i + _CHUNK]) for i in range(0, len(sites), _CHUNK)]
-
-    def line(self) -> dict[str, Any]:
-        """Return what the journal says of the finished tensor."""
-        sources = {each.source.model: each.digest() for each in self.watched if each.digests}
-        digests = {name: _combined(written) for name, written in self.written.items()}
-        return {"name": self.job.name, "digests": digests, "sources": sources}
-
-    def _block(self, site: Site) -> None:
-        base, experts = self.stack.read(site)
-        assert self.job.rule is not None
-        self._write(site.start, self.job.rule.merge(base, experts, self.facts, site))
-
-    def _fold(self, site: Site) -> None:
-        """Add the experts to one block of the running state, and store it beside the result."""
-        stop = min(site.start + BLOCK, self.stack.size)
-        state = [each.values.read(site.start, stop) for each in self.job.running]
-        self._write(site.start, self._folded(state, *self.stack.read(site), site))
-
-    def _whole(self) -> None:
-        base, experts = whole(self.stack)
-        site = Site(self.job.name)
-        assert self.job.rule is not None
-        if self.keep:
-            parts = [each.values for each in self.job.running]
-            state = [each.read(0, math.prod(each.shape)).reshape(each.shape) for each in parts]
-            merged = self._folded(state, base, experts, site)
-        else:
-            merged = self.job.rule.merge(base, experts, self.facts, site)
-        merged = merged.reshape(-1)
-        for each in self.stack.sites():
-            self._write(each.start, merged[each.start : each.start + BLOCK])
-
-    def _folded(self, state: list[Any], base: Any, experts: list[Any], site: Site) -> Any:
-        job, rule = self.job, self.job.rule
-        assert isinstance(rule, Folding)
-        state = rule.folded(state, base, experts, self.facts, site, job.before)
-        for (name, dtype, _), each in zip(_state_of(job), state, strict=True):
-            raw = np.ascontiguousarray(each, DTYPES[dtype]).reshape(-1)
-            for start in range(0, raw.size, BLOCK):
-                self._put(name, site.start + start, raw[start : start + BLOCK])
-        return rule.finish(state, base, job.before + len(experts))
-
-    def _copy(self, site: Site) -> None:
-        first = self.job.experts[0].values
-        same = isinstance(first, Mapped) and first.dtype == self.job.dtype
-        stop = min(site.start + BLOCK, self.stack.size)
-        block = self.stack.experts[0].read(site.start, stop)
-        self._write(site.start, first.raw[site.start : stop] if same and isinstance(first, Mapped) else block)
-
-    def _write(self, start: int, numbers: Any) -> None:
-        dtype = self.job.dtype
-        with np.errstate(over="ignore"):
-            raw = np.ascontiguousarray(numbers, DTYPES[dtype])
-        overflown = nonfinite(raw, dtype)
-        if overflown and floating(dtype) and np.isfinite(np.asarray(numbers, working(dtype))).all():
-            raise InputError(f"tensor {self.job.name!r} does not fit {dtype}: choose a wider out_dtype")
-        self._put(self.job.name, start, raw)
-
-    def _put(self, name: str, start: int, raw: np.ndarray[Any, Any]) -> None:
-        self.output.write(name, start * raw.itemsize, raw)
-        self.written.setdefault(name, {})[start] = xxh3_64_intdigest(raw.view(np.uint8).data)
-
-
-def _spread(pool: ThreadPoolExecutor, function: Callable[[Site], Any], sites: Sequence[Site]) -> list[Any]:
-    """Apply `function` to each of `sites` on the workers, in order of results."""
-    chunks = [sites[i : i + _CHUNK] for i in range(0, len(sites), _CHUNK)]
-    if len(chunks) <= 1:
-        return _each(function, sites)
-    futures = [pool.submit(_each, function, chunk) for chunk in chunks]
-    return [each for future in futures for each in future.result()]
-
-
-def _each(function: Callable[[Site], Any], sites: Sequence[Site]) -> list[Any]:
-    return [function(site) for site in sites]
 
 
 def _combined(digests: dict[int, int]) -> str:
@@ -361,10 +247,6 @@ def _keep_freed_memory() -> None:
         library = ctypes.CDLL(None)
         library.mallopt(_M_MMAP_THRESHOLD, 1 << 26)
         library.mallopt(_M_TRIM_THRESHOLD, 1 << 27)
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def fingerprint(plan: Plan, shard_bytes: int) -> str:

@@ -7,7 +7,7 @@ checkpoint larger than memory pass through the processor's cache once, and no te
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -243,9 +243,12 @@ class Folding(Rule):
         return self.finish(self.folded([], base, experts, facts, site), base, len(experts))
 
     def folded(
-        self, state: list[Array], base: Array | None, experts: list[Array], facts: Any, site: Site, before: int = 0
+        self, state: list[Array], base: Array | None, experts: Iterable[Array], facts: Any, site: Site, before: int = 0
     ) -> list[Array]:
-        """Return the state after `experts`, the first of which is number `before`; arguments as for `merge`."""
+        """Return the state after `experts`, the first of which is number `before`; arguments as for `merge`.
+
+        One that is read when its turn comes is in the processor's cache when it is folded.
+        """
         for number, expert in enumerate(experts):
             statistic = self._read(facts[number], expert, site) if facts else None
             state = self.fold(state, base, expert, before + number, statistic)
