@@ -22,10 +22,10 @@ FOLDING = [name for name, rule in RULES.items() if issubclass(rule, Folding)]
 
 @pytest.fixture(params=["BF16"])
 def models(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    base = tensors(0, dtype=request.param, rows=4000)
+    base = tensors(0, dtype=request.param, rows=5600)
     write(tmp_path / "base", base)
     for seed, name in enumerate("abcd", 1):
-        write(tmp_path / name, tensors(seed, base, dtype=request.param, rows=4000), shards=seed % 3 + 1)
+        write(tmp_path / name, tensors(seed, base, dtype=request.param, rows=5600), shards=seed % 3 + 1)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -30,10 +30,10 @@ RULE_NAMES = ["linear", "task_arithmetic", "ties", "magmax"]
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base of three shards, two experts of one and two shards; one tensor is larger than a block."""
     folder = tmp_path_factory.mktemp("models")
-    base = tensors(0, rows=4000)
+    base = tensors(0, rows=5600)
     write(folder / "base", base, shards=3)
-    write(folder / "a", tensors(1, base, rows=4000))
-    write(folder / "b", tensors(2, base, rows=4000), shards=2)
+    write(folder / "a", tensors(1, base, rows=5600))
+    write(folder / "b", tensors(2, base, rows=5600), shards=2)
     return folder
 
 
@@ -132,7 +132,7 @@ def test_numbers_that_are_not_finite_are_all_named(value: float, models: Path, t
     said = str(caught.value)
     assert said.startswith("2 tensors")
     assert "a: model.layers.2.norm.weight (2 of 24)" in said
-    assert "a: lm_head.weight (3 of 96000)" in said
+    assert "a: lm_head.weight (3 of 134400)" in said
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "out.partial").exists()
     with np.errstate(invalid="ignore"):

@@ -46,7 +46,7 @@ def change(folder: Path, name: str, scale: float) -> np.ndarray[Any, Any]:
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
-    return write(tmp_path / "base", tensors(0, dtype="F32", rows=4000))
+    return write(tmp_path / "base", tensors(0, dtype="F32", rows=5600))
 
 
 SHAPES = {Q.format(1): (24, 24), UP.format(2): (72, 24)}
@@ -69,7 +69,7 @@ def test_a_model_with_an_adapter_is_read_as_their_sum(config: Any, scale: float,
 def test_an_adapter_of_an_embedding(base: Path, tmp_path: Path) -> None:
     random = np.random.default_rng(3)
     halves = {
-        "lora_embedding_A": random.standard_normal((2, 4000)),
+        "lora_embedding_A": random.standard_normal((2, 5600)),
         "lora_embedding_B": random.standard_normal((24, 2)),
     }
     named = {f"base_model.model.model.embed_tokens.{key}": each.astype(np.float32) for key, each in halves.items()}
@@ -78,7 +78,7 @@ def test_an_adapter_of_an_embedding(base: Path, tmp_path: Path) -> None:
     write_file(folder / "adapter_model.safetensors", named)
     (folder / "adapter_config.json").write_text('{"r": 2, "lora_alpha": 2}')
     name = "model.embed_tokens.weight"
-    found = with_adapter(open_model(base), folder).values(name).read(0, 4000 * 24).reshape(4000, 24)
+    found = with_adapter(open_model(base), folder).values(name).read(0, 5600 * 24).reshape(4000, 24)
     expected = read(base)[name] + (halves["lora_embedding_B"] @ halves["lora_embedding_A"]).T
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
@@ -171,7 +171,7 @@ def test_the_commands(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write(tmp_path / "tuned", tensors(1, read(base), dtype="F32", rows=4000))
+    write(tmp_path / "tuned", tensors(1, read(base), dtype="F32", rows=5600))
     assert main(["merge", "extract", "base", "tuned", "--out", "low", "--rank", "2", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert set(found["ranks"].values()) == {2}

@@ -117,7 +117,7 @@ def test_small_tensors_are_the_reference(name: str, case: dict[str, Any]) -> Non
 # The last case of each rule, that is the one furthest from the defaults.
 @pytest.mark.parametrize(("name", "case"), [(name, cases[-1]) for name, cases in CASES.items()], ids=list(CASES))
 def test_blocks_are_the_whole(name: str, case: dict[str, Any]) -> None:
-    base, experts = operands((190, 401), experts_of(name), 1)
+    base, experts = operands((331, 401), experts_of(name), 1)
     assert base.size > BLOCK
     np.testing.assert_allclose(
         made(name, case, base, experts), expected(name, case, base, experts), rtol=2e-5, atol=2e-6
@@ -126,7 +126,7 @@ def test_blocks_are_the_whole(name: str, case: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("name", "case"), FLAT, ids=IDS)
 def test_numpy_and_torch_give_the_same_bits(name: str, case: dict[str, Any]) -> None:
-    for shape in [(), (0,), (0, 3), (6, 5), (257, 300)]:
+    for shape in [(), (0,), (0, 3), (6, 5), (257, 520)]:
         base, experts = operands(shape, experts_of(name), 2)
         held = [torch.from_numpy(each.copy()) for each in (base, *experts)]
         merged = made(name, case, held[0], held[1:])
@@ -228,7 +228,7 @@ def test_larger_numbers_of_a_row_are_kept_more_often() -> None:
 
 @pytest.mark.parametrize("norm", ["l1", "l2", "linf"])
 def test_rescaling_restores_the_norm(norm: str) -> None:
-    base, (expert,) = operands((190, 401), 1)
+    base, (expert,) = operands((331, 401), 1)
     merged = RULES["dare_linear"](density=0.1, rescale_norm=norm)(base * 0, [expert - base], NAME)
     order = {"l1": 1, "l2": 2, "linf": np.inf}[norm]
     before = np.linalg.norm((expert - base).reshape(-1), order)
@@ -301,10 +301,10 @@ def test_trimming_over_the_model() -> None:
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base and three experts on disk; one tensor is larger than a block."""
     folder = tmp_path_factory.mktemp("models")
-    base = tensors(0, dtype="F32", rows=2800)
+    base = tensors(0, dtype="F32", rows=5600)
     write(folder / "base", base)
     for index, name in enumerate("abc"):
-        write(folder / name, tensors(index + 1, base, dtype="F32", rows=2800))
+        write(folder / name, tensors(index + 1, base, dtype="F32", rows=5600))
     return folder
 
 

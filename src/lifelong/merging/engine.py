@@ -37,7 +37,7 @@ from lifelong.merging.workers import FORKS, processors, spread, workers
 # Tasks that are handed out for each worker: it has the next one when it is done.
 _AHEAD = 3
 # Numbers read below which processes, some ten milliseconds, cost more than they save.
-_WORTH_FORKS = 1 << 24
+_WORTH_FORKS = 1 << 23
 # Numbers of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 JOURNAL = "journal.jsonl"
@@ -123,7 +123,7 @@ def _merge(
                 log.write(json.dumps(line) + "\n")
                 log.flush()
                 finished[line["name"]] = line
-                output.sync_some(line["digests"])
+                output.begin_writing(line["digests"])
                 yield Finished(line["name"], len(finished), len(plan.jobs))
         _compare(plan, finished)
         output.sync()

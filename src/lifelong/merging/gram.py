@@ -18,6 +18,9 @@ from lifelong.merging.rule import Array, Site, Stack, as_numpy, like
 Numbers = np.ndarray[Any, Any]
 Vectors = Callable[[Array | None, list[Array]], list[Array]]
 
+# Numbers of an inner product that no library shares among threads.
+_SHORT = 1024
+
 
 @dataclass(frozen=True)
 class Lines:
@@ -55,8 +58,8 @@ def lines(shape: tuple[int, ...], kind: Literal["tensor", "rows", "columns"]) ->
 def gram(stack: Stack, vectors: Vectors, over: Lines) -> Numbers:
     """Return `<v_s, v_t>`, `[lines, vectors, vectors]`: sums in float64, within blocks and then in their order.
 
-    Without matrix products: how these add depends on the number of threads, and the same merge must give the same bytes
-    with any.
+    Without large matrix products: how these add depends on the number of threads, and the same merge must give the same
+    bytes with any.
 
     Args:
         stack: the tensor, not empty.
@@ -68,7 +71,7 @@ def gram(stack: Stack, vectors: Vectors, over: Lines) -> Numbers:
         found = [as_numpy(each).astype(np.float64) for each in vectors(base, experts)]
         pairs = [(s, t) for s in range(len(found)) for t in range(s + 1)]
         if over.count == 1:
-            return 0, np.array([[np.einsum("i,i->", found[s], found[t]) for s, t in pairs]])
+            return 0, np.array([[_inner(found[s], found[t]) for s, t in pairs]])
         index = over.of(site.start, len(found[0]))
         first = int(index.min())
         index -= first
@@ -84,6 +87,13 @@ def gram(stack: Stack, vectors: Vectors, over: Lines) -> Numbers:
     products[:, below[0], below[1]] = total
     products[:, below[1], below[0]] = total
     return products
+
+
+def _inner(x: Numbers, y: Numbers) -> Any:
+    """Return `<x, y>` as the sum of short products, half the time of one that does without BLAS."""
+    whole = len(x) - len(x) % _SHORT
+    runs = np.matmul(x[:whole].reshape(-1, 1, _SHORT), y[:whole].reshape(-1, _SHORT, 1))
+    return runs.sum() + x[whole:] @ y[whole:]
 
 
 def spread(coefficients: Numbers, over: Lines, site: Site, array: Array) -> list[Any]:

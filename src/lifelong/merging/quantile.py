@@ -15,7 +15,10 @@ import numpy as np
 from lifelong.merging.rule import Array, Site, Stack, as_numpy
 
 # Standard deviations of the sample's count by which the bracket reaches beyond the rank that is looked for.
-_WIDTH = 5.0
+_WIDTH = 3.5
+# Of a sample: the pieces of a tensor that it is taken from, their least length, and about one number in how many.
+_PIECES, _LEAST_PIECE, _STRIDE = 32, 256, 4
+_GOLDEN = (math.sqrt(5) - 1) / 2
 
 Numbers = np.ndarray[Any, Any]
 Magnitudes = Callable[[Array | None, list[Array]], Sequence[Array]]
@@ -45,15 +48,15 @@ def cuts(stack: Stack | Sequence[Stack], magnitudes: Magnitudes, keep: Sequence[
     while len(found) < len(keep):
         brackets = {kind: _bracket(sample[kind], k, size, width) for kind, k in enumerate(keep) if kind not in found}
 
-        def look(base: Array | None, experts: list[Array], site: Site) -> dict[int, tuple[int, Numbers]]:
-            every = numbers(base, experts)
+        def look(place: tuple[int, Site]) -> dict[int, tuple[int, Numbers]]:
+            index, site = place
+            every = numbers(*stacks[index].read(site))
             return {kind: _within(every[kind], *bracket) for kind, bracket in brackets.items()}  # noqa: B023
 
-        seen = [block for each in stacks for block in each.map(look)]
+        places = [(index, site) for index, each in enumerate(stacks) for site in each.sites()]
+        seen = stacks[0].mapper(look, places)
         for kind, bracket in brackets.items():
-            cut = _cut([block[kind] for block in seen], keep[kind])
-            if cut is None and bracket == (0.0, math.inf):
-                cut = 0.0  # fewer numbers than k: the others are none
+            cut = _cut([block[kind] for block in seen], keep[kind], bracket[0])
             if cut is not None:
                 found[kind] = cut
         # Where the sample misled, another pass with a wider bracket finds it; in the end it spans everything.
@@ -62,17 +65,21 @@ def cuts(stack: Stack | Sequence[Stack], magnitudes: Magnitudes, keep: Sequence[
 
 
 def _sample(stacks: Sequence[Stack], numbers: Callable[..., list[Numbers]], size: int) -> list[Numbers]:
-    """Return some numbers of each kind, sorted: all of small tensors, else strided ones of blocks evenly in them."""
-    # The sample is sorted, and so is what its bracket holds: this share makes both cheap beside the pass.
-    share = size ** (-1 / 3)
+    """Return some numbers of each kind, sorted: strided ones, from pieces of the tensors evenly in them."""
+    # The sample is sorted, and what its bracket holds is taken out and sorted: this share makes the sum of both least.
+    share = 2 * size ** (-1 / 3)
     found = []
     for stack in stacks:
-        sites = stack.sites()
-        chosen = sites[:: max(1, len(sites) // 16)]
-        wanted = max(1, math.ceil(stack.size * share / max(1, len(chosen))))
-        for site in chosen:
-            # A stride that shares no factor with the widths of layers, or a sample would be of a few columns.
-            found.append([each[:: max(1, (len(each) // wanted) | 1)] for each in numbers(*stack.read(site))])
+        wanted = math.ceil(stack.size * share)
+        pieces = max(1, min(_PIECES, stack.size // _LEAST_PIECE))
+        # No longer than it must be for a stride of a few numbers: each is read, and most is left.
+        length = min(stack.size // pieces, max(_LEAST_PIECE, _STRIDE * wanted // pieces))
+        for piece in range(pieces):
+            # Somewhere else in each: pieces that begin alike in all rows would be of a few columns.
+            start = piece * (stack.size // pieces) + int(piece * _GOLDEN % 1 * (stack.size // pieces - length))
+            every = numbers(*stack.between(start, start + length))
+            # An odd stride shares no factor with the widths of layers.
+            found.append([each[:: max(1, length * pieces // wanted) | 1] for each in every])
     return [np.sort(np.concatenate(kind)) for kind in zip(*found, strict=True)]
 
 
@@ -88,15 +95,22 @@ def _bracket(ordered: Numbers, k: int, size: int, width: float) -> tuple[float, 
 
 
 def _within(values: Numbers, low: float, high: float) -> tuple[int, Numbers]:
-    """Return how many of `values` are above `high`, and those from `low` to `high`."""
+    """Return how many of `values` are above `high`, and those from `low` to `high`; of these no zeros."""
     above = values > high
-    return int(np.count_nonzero(above)), values[np.flatnonzero((values >= low) ^ above)]
+    inside = values >= low if low > 0 else values > 0
+    inside ^= above
+    # On such masks `compress` takes less time than indexing.
+    return int(np.count_nonzero(above)), values.compress(inside)
 
 
-def _cut(seen: Sequence[tuple[int, Numbers]], k: int) -> float | None:
-    """Return the k-th largest, or None where it is not in the bracket."""
+def _cut(seen: Sequence[tuple[int, Numbers]], k: int, low: float) -> float | None:
+    """Return the k-th largest, or None where it is not in the bracket that begins at `low`."""
     rank = k - sum(count for count, _ in seen)
     inside = np.concatenate([values for _, values in seen])
+    if rank > inside.size and low == 0:
+        return 0.0  # all that are not 0 are fewer than k
     if not 0 < rank <= inside.size:
         return None
-    return float(np.partition(inside, inside.size - rank)[inside.size - rank])
+    # Sorted, as coarse formats have many equal numbers: these make partitioning four times as slow as sorting.
+    inside.sort()
+    return float(inside[inside.size - rank])

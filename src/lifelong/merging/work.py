@@ -20,9 +20,9 @@ from lifelong.merging.plan import Job, Source
 from lifelong.merging.rule import BLOCK, Array, Folding, Rule, Site, Stack, Values
 
 # Numbers that one worker merges at a time: some milliseconds of work, beside which handing it over costs nothing.
-PART = 32 * BLOCK
+PART = 16 * BLOCK
 # A tensor up to this size is surveyed and merged by one worker, while much of it is still in the processor's cache.
-_WHOLE = 2 * PART
+_WHOLE = 4 * PART
 # Bytes of what a survey found that may travel to other workers with every part.
 _LIGHT = 1 << 16
 

@@ -31,7 +31,7 @@ _this = threading.local()
 def workers(
     function: Callable[[Item], Result], count: int, *, forks: bool
 ) -> Iterator[Callable[[Item], Future[Result]]]:
-    """Give a function that hands an item to `function` on one of `count` workers; at the end all of them are gone.
+    """Give a function that hands an item to `function` on one of `count` workers; at the end none of them works.
 
     Args:
         function: what is done with an item. Items and results travel between processes, the function need not.
@@ -42,14 +42,17 @@ def workers(
         LifelongError: the system ended a worker.
     """
     pool = _forked(function, count) if forks else ThreadPoolExecutor(count, initializer=_begin, initargs=(function,))
+    idle = False
     try:
         yield lambda item: pool.submit(_call, item)
+        idle = True
     except BrokenExecutor:
         raise LifelongError(
             "the system ended a process of the merge, perhaps for want of memory: try fewer --threads"
         ) from None
     finally:
-        pool.shutdown(cancel_futures=True)
+        # Processes that have nothing left to do may take their time to give back what they mapped.
+        pool.shutdown(wait=not idle, cancel_futures=True)
 
 
 def spread(function: Callable[[Item], Result], items: Sequence[Item], count: int, *, forks: bool) -> list[Result]:

@@ -7,11 +7,10 @@ from lifelong.merging.rule import Array, namespace
 
 def elected(vectors: list[Array]) -> Array:
     """Return the sign of the sum of `vectors`, number by number: 1 or -1; 1 where the sum is 0."""
-    xp = namespace(vectors[0])
-    total = xp.zeros_like(vectors[0])
-    for each in vectors:
+    total = vectors[0] + 0.0
+    for each in vectors[1:]:
         total += each
-    signs = xp.astype(total >= 0, total.dtype)
+    signs = namespace(total).astype(total >= 0, total.dtype)
     signs *= 2
     signs -= 1
     return signs
@@ -27,18 +26,22 @@ def agreeing(weighted: list[Array], weights: list[float], signs: Array, normaliz
         normalize: divide.
     """
     xp = namespace(signs)
-    merged, mass = xp.zeros_like(signs), xp.zeros_like(signs)
+    merged, zero = xp.zeros_like(signs), xp.zeros_like(signs)
+    # How many agree, of those that have the same weight: bytes are a quarter of what floats are to add up.
+    small = xp.uint8 if len(weighted) < 256 else xp.int32
+    heads: dict[float, Array] = {}
     for each, weight in zip(weighted, weights, strict=True):
         each *= signs
-        # Positive where it agrees, and 0 where it was trimmed.
-        agrees = xp.astype(each > 0, signs.dtype)
-        each *= agrees
-        merged += each
         if normalize:
-            agrees *= weight
-            mass += agrees
+            # Positive where it agrees, and 0 where it was trimmed.
+            agrees = xp.astype(each > 0, small)
+            heads[weight] = heads[weight] + agrees if weight in heads else agrees
+        merged += xp.maximum(each, zero)
     merged *= signs
     if normalize:
+        mass = zero
+        for weight, count in heads.items():
+            mass += weight * xp.astype(count, mass.dtype)
         mass += xp.astype(mass == 0, mass.dtype)
         merged /= mass
     return merged
