@@ -97,9 +97,9 @@ class Mapped:
     dtype: str
     shape: tuple[int, ...]
 
-    def read(self, start: int, stop: int) -> np.ndarray[Any, Any]:
-        """Return the numbers from `start` to `stop`, in float32 (float64 where the file has that)."""
-        return self.raw[start:stop].astype(working(self.dtype))
+    def read(self, start: int, stop: int, step: int = 1) -> np.ndarray[Any, Any]:
+        """Return every `step`-th number from `start` to `stop`, in float32 (float64 where the file has that)."""
+        return self.raw[start:stop:step].astype(working(self.dtype))
 
 
 def open_model(path: Path) -> Checkpoint:

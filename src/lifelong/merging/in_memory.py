@@ -132,10 +132,10 @@ class Held:
     def shape(self) -> tuple[int, ...]:
         return tuple(self.array.shape)
 
-    def read(self, start: int, stop: int) -> Array:
-        """Return a copy of the numbers from `start` to `stop` of the flattened tensor, float32 or float64."""
+    def read(self, start: int, stop: int, step: int = 1) -> Array:
+        """Return a copy of every `step`-th number from `start` to `stop` of the flat tensor, float32 or float64."""
         xp = namespace(self.array)
-        piece = xp.reshape(self.array, (-1,))[start:stop]
+        piece = xp.reshape(self.array, (-1,))[start:stop:step]
         return xp.astype(piece, xp.float64 if piece.dtype == xp.float64 else xp.float32, copy=True)
 
 

@@ -102,8 +102,8 @@ class _Mean:
     def shape(self) -> tuple[int, ...]:
         return self.values[0].shape
 
-    def read(self, start: int, stop: int) -> Array:
-        return np.mean([each.read(start, stop) for each in self.values], axis=0)
+    def read(self, start: int, stop: int, step: int = 1) -> Array:
+        return np.mean([each.read(start, stop, step) for each in self.values], axis=0)
 
 
 def _common(name: str, every: Mapping[str, Model], base: Model | None) -> Stack:

@@ -61,13 +61,13 @@ class Adapted:
     def shape(self) -> tuple[int, ...]:
         return self.inner.shape
 
-    def read(self, start: int, stop: int) -> Numbers:
-        """Return the numbers from `start` to `stop` of the flattened sum; only the rows in it are multiplied out."""
-        values: Numbers = self.inner.read(start, stop)
+    def read(self, start: int, stop: int, step: int = 1) -> Numbers:
+        """Return every `step`-th number from `start` to `stop` of the sum; only the rows in it are multiplied."""
+        values: Numbers = self.inner.read(start, stop, step)
         width = self.shape[1]
         first, last = start // width, -(-stop // width)
         rows = (self.change.left[first:last] @ self.change.right).reshape(-1)
-        values += rows[start - first * width : stop - first * width]
+        values += rows[start - first * width : stop - first * width : step]
         return values
 
 

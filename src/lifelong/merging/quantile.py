@@ -12,13 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from lifelong.merging.rule import Array, Site, Stack, as_numpy
+from lifelong.merging.rule import BLOCK, Array, Site, Stack, as_numpy
 
 # Standard deviations of the sample's count by which the bracket reaches beyond the rank that is looked for.
 _WIDTH = 3.5
-# Of a sample: the pieces of a tensor that it is taken from, their least length, and about one number in how many.
-_PIECES, _LEAST_PIECE, _STRIDE = 32, 256, 4
-_GOLDEN = (math.sqrt(5) - 1) / 2
 
 Numbers = np.ndarray[Any, Any]
 Magnitudes = Callable[[Array | None, list[Array]], Sequence[Array]]
@@ -53,8 +50,7 @@ def cuts(stack: Stack | Sequence[Stack], magnitudes: Magnitudes, keep: Sequence[
             every = numbers(*stacks[index].read(site))
             return {kind: _within(every[kind], *bracket) for kind, bracket in brackets.items()}  # noqa: B023
 
-        places = [(index, site) for index, each in enumerate(stacks) for site in each.sites()]
-        seen = stacks[0].mapper(look, places)
+        seen = stacks[0].mapper(look, _places(stacks))
         for kind, bracket in brackets.items():
             cut = _cut([block[kind] for block in seen], keep[kind], bracket[0])
             if cut is not None:
@@ -65,22 +61,23 @@ def cuts(stack: Stack | Sequence[Stack], magnitudes: Magnitudes, keep: Sequence[
 
 
 def _sample(stacks: Sequence[Stack], numbers: Callable[..., list[Numbers]], size: int) -> list[Numbers]:
-    """Return some numbers of each kind, sorted: strided ones, from pieces of the tensors evenly in them."""
-    # The sample is sorted, and what its bracket holds is taken out and sorted: this share makes the sum of both least.
-    share = 2 * size ** (-1 / 3)
-    found = []
-    for stack in stacks:
-        wanted = math.ceil(stack.size * share)
-        pieces = max(1, min(_PIECES, stack.size // _LEAST_PIECE))
-        # No longer than it must be for a stride of a few numbers: each is read, and most is left.
-        length = min(stack.size // pieces, max(_LEAST_PIECE, _STRIDE * wanted // pieces))
-        for piece in range(pieces):
-            # Somewhere else in each: pieces that begin alike in all rows would be of a few columns.
-            start = piece * (stack.size // pieces) + int(piece * _GOLDEN % 1 * (stack.size // pieces - length))
-            every = numbers(*stack.between(start, start + length))
-            # An odd stride shares no factor with the widths of layers.
-            found.append([each[:: max(1, length * pieces // wanted) | 1] for each in every])
+    """Return some numbers of each kind, sorted: from all over the tensors, as rows and columns differ."""
+    # The sample is sorted, and what its bracket holds is taken out and sorted: this step makes the sum of both least.
+    # An odd one shares no factor with most widths of layers, or the sample would be of a few columns.
+    step = int(size ** (1 / 3) / 2) | 1
+
+    def of_place(place: tuple[int, Site]) -> list[Numbers]:
+        index, site = place
+        stop = min(site.start + BLOCK, stacks[index].size)
+        return numbers(*stacks[index].between(min(-(-site.start // step) * step, stop), stop, step))
+
+    found = stacks[0].mapper(of_place, _places(stacks))
     return [np.sort(np.concatenate(kind)) for kind in zip(*found, strict=True)]
+
+
+def _places(stacks: Sequence[Stack]) -> list[tuple[int, Site]]:
+    """Return all blocks of all tensors, by the index of the tensor."""
+    return [(index, site) for index, each in enumerate(stacks) for site in each.sites()]
 
 
 def _bracket(ordered: Numbers, k: int, size: int, width: float) -> tuple[float, float]:

@@ -41,8 +41,8 @@ class Values(Protocol):
     @property
     def shape(self) -> tuple[int, ...]: ...
 
-    def read(self, start: int, stop: int) -> Array:
-        """Return the numbers from `start` to `stop` of the flattened tensor, floating-point; the caller changes it."""
+    def read(self, start: int, stop: int, step: int = 1) -> Array:
+        """Return every `step`-th number from `start` to `stop` of the flattened tensor, in new memory, as floats."""
         ...
 
 
@@ -90,10 +90,10 @@ class Stack:
         """Return the block at `site` of the base and of each expert."""
         return self.between(site.start, min(site.start + BLOCK, self.size))
 
-    def between(self, start: int, stop: int) -> tuple[Array | None, list[Array]]:
-        """Return the numbers from `start` to `stop` of the flattened tensor of the base and of each expert."""
-        base = None if self.base is None else self.base.read(start, stop)
-        return base, [expert.read(start, stop) for expert in self.experts]
+    def between(self, start: int, stop: int, step: int = 1) -> tuple[Array | None, list[Array]]:
+        """Return every `step`-th number from `start` to `stop`, flattened, of the base and of each expert."""
+        base = None if self.base is None else self.base.read(start, stop, step)
+        return base, [expert.read(start, stop, step) for expert in self.experts]
 
     def map(self, function: Callable[[Array | None, list[Array], Site], T]) -> Sequence[T]:
         """Return what `function(base, experts, site)` gives for each block, in order."""

@@ -52,12 +52,12 @@ class Realigned:
     def shape(self) -> tuple[int, ...]:
         return (len(self.own), *self.inner.shape[1:])
 
-    def read(self, start: int, stop: int) -> Numbers:
-        """Return the numbers from `start` to `stop` of the flattened tensor, float32 (float64 where it is that)."""
+    def read(self, start: int, stop: int, step: int = 1) -> Numbers:
+        """Return every `step`-th number from `start` to `stop` of the flattened tensor, float32 (float64 for such)."""
         width = math.prod(self.shape[1:])
         first, last = start // width, -(-stop // width)
         rows = [self._rows(width, *run) for run in self._runs(first, last)]
-        return np.concatenate(rows)[start - first * width : stop - first * width]
+        return np.concatenate(rows)[start - first * width : stop - first * width : step]
 
     def _runs(self, first: int, last: int) -> list[tuple[int, int]]:
         """Return the rows from `first` to `last` as stretches that lie one behind the other in the model."""

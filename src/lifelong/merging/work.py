@@ -115,14 +115,14 @@ class Watched:
     def shape(self) -> tuple[int, ...]:
         return self.source.values.shape
 
-    def read(self, start: int, stop: int) -> Any:
+    def read(self, start: int, stop: int, step: int = 1) -> Any:
         values = self.source.values
         if not self.seen:
             size = math.prod(values.shape)
             for first in range(start - start % BLOCK, stop, BLOCK):
                 if first not in self.digests:
                     self._look(first, min(first + BLOCK, size))
-        return values.read(start, stop)
+        return values.read(start, stop, step)
 
     def _look(self, start: int, stop: int) -> None:
         values = self.source.values
