@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -19,9 +20,9 @@ from lifelong.merging import engine, planning, work
 from lifelong.merging.plan import Plan
 from lifelong.merging.recipe import parsed
 from lifelong.merging.rule import BLOCK
-from lifelong.merging.workers import FORKS, spread
+from lifelong.merging.workers import can_fork, spread
 
-pytestmark = pytest.mark.skipif(not FORKS, reason="processes are forks, and only Linux has them")
+pytestmark = pytest.mark.skipif(not can_fork(), reason="processes are forks, for which this system has no safe way")
 
 # Rules without a survey, with one that finds numbers or arrays, and with one of the whole model.
 CASES: dict[str, dict[str, Any]] = {
@@ -122,6 +123,18 @@ def test_results_come_in_the_order_of_the_items() -> None:
     assert spread(lambda item: item + secret["offset"], range(50), 3, forks=True) == list(range(7, 57))
     assert len(set(spread(lambda _: os.getpid(), range(8), 1, forks=True)) - {os.getpid()}) == 1
     assert spread(str, [], 2, forks=True) == []
+
+
+@pytest.mark.usefixtures("forked")
+def test_a_process_that_may_have_no_children_merges_in_threads(models: Path, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    plan = planned(models, "ties", {"density": 0.2})
+    alone = context.Process(target=run, args=(plan, tmp_path / "out"), kwargs={"threads": 2}, daemon=True)
+    alone.start()
+    alone.join()
+    assert alone.exitcode == 0
+    run(plan, tmp_path / "forks", threads=2)
+    assert contents(tmp_path / "out") == contents(tmp_path / "forks")
 
 
 def test_an_error_of_one_item_ends_the_others() -> None:

@@ -32,7 +32,7 @@ from lifelong.merging.output import RUNNING, Output, reserve
 from lifelong.merging.plan import Job, Plan
 from lifelong.merging.rule import BLOCK, Mapper, Rule, Stack
 from lifelong.merging.work import Done, NonfiniteError, Work, divided, parts, state_of, tasks
-from lifelong.merging.workers import FORKS, processors, spread, workers
+from lifelong.merging.workers import can_fork, processors, spread, workers
 
 # Tasks that are handed out for each worker: it has the next one when it is done.
 _AHEAD = 3
@@ -174,7 +174,7 @@ def _forks(plan: Plan, todo: Sequence[int], count: int) -> bool:
     """Return whether to work in processes: not for little, nor with libraries that have threads of their own."""
     rules = [job.rule for job in plan.jobs if job.rule is not None]
     numbers = sum(math.prod(plan.jobs[index].shape) * len(plan.jobs[index].sources) for index in todo)
-    return FORKS and count > 1 and numbers >= _WORTH_FORKS and all(rule.blockwise for rule in rules)
+    return count > 1 and numbers >= _WORTH_FORKS and all(rule.blockwise for rule in rules) and can_fork()
 
 
 class _Tally:

@@ -22,8 +22,6 @@ from lifelong.errors import LifelongError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Only there does a fork of a process whose libraries have threads of their own keep these libraries whole.
-FORKS = sys.platform == "linux"
 _this = threading.local()
 
 
@@ -65,6 +63,16 @@ def spread(function: Callable[[Item], Result], items: Sequence[Item], count: int
         step = max(1, len(items) // (8 * count))
         futures = [hand(range(i, min(i + step, len(items)))) for i in range(0, len(items), step)]
         return [each for future in futures for each in future.result()]
+
+
+def can_fork() -> bool:
+    """Return whether workers may be forks: on Linux, and where this is not itself a worker that may have none."""
+    # Elsewhere libraries of the system start threads that a fork leaves behind.
+    if sys.platform != "linux":
+        return False
+    import multiprocessing
+
+    return not multiprocessing.current_process().daemon
 
 
 def processors() -> int:
