@@ -273,6 +273,12 @@ def test_directions_that_cancel_are_refused_or_added() -> None:
         RULES["multislerp"]()(None, turned, "w")
 
 
+def test_more_experts_agree_than_a_byte_counts() -> None:
+    base = np.zeros(3, np.float32)
+    experts = [np.array([2, -2, 2 if index % 3 else -1], np.float32) for index in range(300)]
+    np.testing.assert_allclose(RULES["ties"]()(base, experts), [2, -2, 2], rtol=1e-6)
+
+
 def test_trimming_over_the_model() -> None:
     """One cut for all tensors: that of them laid one behind the other."""
     base = {f"w{index}": operands((30, 10 + index), 0, index)[0] for index in range(3)}
