@@ -161,6 +161,15 @@ def test_routing_can_mix_outputs_or_take_the_best_expert() -> None:
         Routed(model, {}, [{}] * 3, lambda x: x, torch.eye(2))
 
 
+@pytest.mark.parametrize("mix", ["weights", "outputs", "best"])
+def test_routing_under_autocast(mix: Any) -> None:
+    inputs = samples(3)
+    wrapper = routed(1e-3, mix)[0]
+    expected = wrapper(inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(wrapper(inputs).float(), expected, rtol=0.05, atol=0.1)
+
+
 def test_batch_norm_statistics_are_those_of_the_merged_activations() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8, momentum=0.3), nn.Dropout(0.5), nn.Linear(8, 3))

@@ -188,6 +188,19 @@ def test_regmean_plus_plus_feeds_each_layer_by_the_merge() -> None:
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
 
 
+def test_regmean_plus_plus_leaves_buffers_that_no_checkpoint_holds() -> None:
+    experts, batches = [mlp(1), mlp(2)], [samples(1), samples(2)]
+    template = mlp(5)
+    template.register_buffer("positions", torch.arange(4), persistent=False)
+    trees = [dict(each.state_dict()) for each in experts]
+    merged = collect.regmean_plus_plus(template, trees, batches)
+    plain = collect.regmean_plus_plus(mlp(5), trees, batches)
+    assert set(merged) == set(plain)
+    torch.testing.assert_close(merged["2.weight"], plain["2.weight"])
+    with pytest.raises(InputError, match=r"3\.weight"):
+        collect.regmean_plus_plus(mlp(5), [{**each, "3.weight": torch.ones(2)} for each in trees], batches)
+
+
 def test_regmean_plus_plus_with_one_block_is_regmean() -> None:
     experts, batches = [mlp(1), mlp(2)], [samples(1), samples(2)]
     wrapped = [nn.Sequential(e) for e in experts]

@@ -10,29 +10,23 @@ from typing import Any
 import pandas
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
+from tiny import tokenizer
 from torch import Tensor
 
 from lifelong.cli import main
 from lifelong.merging import texts
 
-transformers = pytest.importorskip("transformers", reason="lifelong[hf] is not installed")
-
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "good", "bad", "book", "film", "pen", "was", "is"]
+WORDS = ["a", "good", "bad", "book", "film", "pen", "was", "is"]
 TEXTS = ["a good book", "the film was bad", "a pen is a pen", "good", "bad bad bad book", "a good bad film"]
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two small classifiers, one and two, and a table of texts."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
     config = transformers.BertConfig(
-        vocab_size=len(WORDS),
+        vocab_size=4 + len(WORDS),
         hidden_size=8,
         num_hidden_layers=2,
         num_attention_heads=2,
@@ -43,7 +37,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for seed, name in enumerate(("one", "two")):
         torch.manual_seed(seed)
         transformers.BertForSequenceClassification(config).save_pretrained(tmp_path / name)
-        wrapped.save_pretrained(tmp_path / name)
+        tokenizer(tmp_path / name, WORDS)
     pandas.DataFrame({"text": TEXTS, "label": range(6)}).to_csv(tmp_path / "texts.csv", index=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -54,8 +48,8 @@ def network(path: Path) -> Any:
 
 
 def one_by_one(path: Path) -> list[Tensor]:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-    return [tokenizer(text, return_tensors="pt")["input_ids"] for text in TEXTS]
+    own = transformers.AutoTokenizer.from_pretrained(path)
+    return [own(text, return_tensors="pt")["input_ids"] for text in TEXTS]
 
 
 def slow_fisher(path: Path) -> dict[str, Tensor]:
@@ -109,7 +103,7 @@ def test_a_merge_by_statistics_from_the_command_line(
 
 def test_what_is_drawn_from_a_table(folder: Path) -> None:
     table = folder / "texts.csv"
-    assert sorted(texts.read(table, "text", 100)) == sorted(TEXTS)
+    assert sorted(texts.read(table, None, 100)) == sorted(TEXTS)
     drawn = texts.read(table, "text", 3)
     assert len(drawn) == 3
     assert set(drawn) < set(TEXTS)
@@ -143,7 +137,14 @@ def test_what_has_no_statistics_is_refused(folder: Path, capsys: pytest.CaptureF
         capsys, "one", "--rule", "linear", "--data", "texts.csv"
     )
     assert "did you mean 'text'?" in refused(capsys, *fisher, "--column", "texts")
-    assert "row 0: column 'label' holds 0" in refused(capsys, *fisher, "--column", "label")
+    assert "column 'label' holds no text, but 'text' does" in refused(capsys, *fisher, "--column", "label")
+    numbers = pandas.DataFrame({"a": [1, 2], "label": [0, 1]})
+    numbers.to_csv("numbers.csv", index=False)
+    assert "numbers.csv has no column of texts" in refused(capsys, "one", "--rule", "fisher", "--data", "numbers.csv")
+    numbers.assign(text=["good", None]).to_csv("holes.csv", index=False)
+    assert "holes.csv, row 1: column 'text' holds nan" in refused(
+        capsys, "one", "--rule", "fisher", "--data", "holes.csv"
+    )
     assert "none.csv is no table" in refused(capsys, "one", "--rule", "fisher", "--data", "none.csv")
     weights = load_file(folder / "one" / "model.safetensors")
     save_file({name: each for name, each in weights.items() if "classifier" not in name}, "one/model.safetensors")

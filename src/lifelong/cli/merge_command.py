@@ -55,7 +55,7 @@ def configure(parser: Parser) -> None:
     parser.add_argument(
         "--data", metavar="TABLE", help="statistics: texts of the model's own task; CSV, JSONL, Parquet"
     )
-    parser.add_argument("--column", metavar="NAME", default="text", help="statistics: that holds texts (default text)")
+    parser.add_argument("--column", metavar="NAME", help="statistics: that holds the texts (default: the usual one)")
     parser.add_argument("--samples", metavar="N", default="256", help="statistics: texts to draw (default 256)")
     parser.add_argument(
         "--tokens", metavar="N", default="128", help="statistics: tokens read of each text (default 128)"

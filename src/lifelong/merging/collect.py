@@ -92,7 +92,7 @@ def regmean_plus_plus(
 
     Args:
         model: any weights; gives the computation, and is left as it was.
-        experts: weights of each expert, parameters and buffers (`lifelong.tree.weights`).
+        experts: weights of each expert, as `lifelong.tree.weights` gives them; what they lack is the model's.
         batches: inputs of each expert's own task.
         blocks: names of modules that are merged in one step, in the order in which they compute, such as the blocks of
             a transformer; by default every linear layer is one.

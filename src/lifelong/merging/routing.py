@@ -113,8 +113,10 @@ class Routed(nn.Module):
         return answer.squeeze(0)
 
     def _weights(self, weights: Tensor) -> Params:
-        return {
-            name: self.get_buffer(f"base_{index}")
-            + torch.tensordot(weights, self.get_buffer(f"changes_{index}"), dims=1)
-            for index, name in enumerate(self.names)
-        }
+        merged = {}
+        for index, name in enumerate(self.names):
+            changes = self.get_buffer(f"changes_{index}")
+            # Under autocast the weights come in a narrower format than the task vectors have.
+            change = torch.tensordot(weights.to(changes.dtype), changes, dims=1)
+            merged[name] = self.get_buffer(f"base_{index}") + change
+        return merged

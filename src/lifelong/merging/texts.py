@@ -11,9 +11,11 @@ from torch import Tensor
 
 from lifelong import curvature, randomness
 from lifelong.data import hub, tables
-from lifelong.errors import InputError, closest
+from lifelong.data.text import text_column
+from lifelong.errors import InputError
 from lifelong.merging import collect
 from lifelong.merging.checkpoint import open_model
+from lifelong.models.pretrained.sources import transformers_library
 from lifelong.tree import Params
 
 # Texts that are computed at a time.
@@ -67,7 +69,7 @@ def classifier(folder: Path) -> Any:
     Raises:
         InputError: no transformers, a model of another kind, or weights that are missing.
     """
-    transformers = _transformers()
+    transformers = transformers_library()
     kinds = list(open_model(folder).config.get("architectures") or ["nothing"])
     if not kinds[0].endswith("ForSequenceClassification"):
         raise InputError(f"{folder} holds {kinds[0]} by its config.json: statistics are collected of text classifiers")
@@ -89,34 +91,37 @@ def tokens(folder: Path, texts: Sequence[str], longest: int) -> list[Tensor]:
     """
     if not any((folder / name).is_file() for name in _VOCABULARIES):
         raise InputError(f"{folder} has no tokenizer: expected {' or '.join(_VOCABULARIES)}")
-    tokenizer = _transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = transformers_library().AutoTokenizer.from_pretrained(folder, local_files_only=True)
     lengths: dict[int, list[list[int]]] = {}
     for each in tokenizer(list(texts), truncation=True, max_length=longest)["input_ids"]:
         lengths.setdefault(len(each), []).append(each)
     return [part for _, each in sorted(lengths.items()) for part in torch.tensor(each).split(_BATCH)]
 
 
-def read(table: Path, column: str, samples: int, seed: int = 0) -> list[str]:
+def read(table: Path, column: str | None, samples: int, seed: int = 0) -> list[str]:
     """Return some of the texts in a table, drawn at random.
 
     Args:
         table: a CSV, JSONL or Parquet file, or a folder whose training split is meant.
-        column: that holds the texts.
+        column: that holds the texts; by default the one with a usual name, or the only one.
         samples: how many; all, where there are fewer.
         seed: of the draw.
 
     Raises:
         InputError: no such table or column, or cells that hold no text.
     """
+    import pandas
+
     frame = _frame(table)
-    if column not in frame.columns:
-        raise InputError(
-            f"table {table} has no column {column!r}{closest(column, frame.columns) or f': it has {[*frame.columns]}'}"
-        )
-    cells = list(frame[column])
+    columns = [str(each) for each in frame.columns]
+    holding = [each for each in columns if pandas.api.types.is_string_dtype(frame[each].dropna())]
+    chosen = text_column(columns, holding, column, f"table {table}")
+    if chosen is None:
+        raise InputError(f"table {table} has no column of texts: it has {columns}")
+    cells = list(frame[chosen])
     for row, cell in enumerate(cells):
         if not isinstance(cell, str):
-            raise InputError(f"table {table}, row {row}: column {column!r} holds {cell!r}, and text is needed")
+            raise InputError(f"table {table}, row {row}: column {chosen!r} holds {cell!r}, and text is needed")
     drawn = torch.randperm(len(cells), generator=randomness.generator(seed, "statistics"))[:samples]
     return [cells[place] for place in drawn.tolist()]
 
@@ -131,14 +136,3 @@ def _frame(table: Path) -> Any:
     if not parts:
         raise InputError(f"{table} is no table: give a {', '.join(tables.ENDINGS)} file, or a folder with a train one")
     return pandas.concat([tables.read_table(each) for each in parts], ignore_index=True)
-
-
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError:
-        raise InputError("statistics of a Hugging Face folder need transformers: pip install 'lifelong[hf]'") from None
-    # What is missing is said once, by us; loading a small model needs no bar.
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    return transformers
