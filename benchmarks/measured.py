@@ -2,6 +2,8 @@
 
 lifelong compare recipes/methods.yaml --out runs/methods
 python benchmarks/measured.py runs/methods/results.json
+
+Rows of which the results have no more seeds stay as they are, so a new method needs `--methods naive,NEW` alone.
 """
 
 from __future__ import annotations
@@ -26,16 +28,22 @@ def main() -> None:
     scenarios: dict[str, dict[str, Any]] = {}
     for run in runs:
         scenarios.setdefault(run["experiment"], {}).setdefault(run["label"], []).append(run)
+    before = advise.measured()["scenarios"]
     table = {
         "command": COMMAND,
         "what": WHAT,
         "machine": runs[0]["platform"],
         "date": datetime.date.today().isoformat(),
         "network_megabytes": runs[0]["memory"]["model_bytes"] / 1e6,
-        "scenarios": {name: _rows(methods) for name, methods in scenarios.items()},
+        "scenarios": before | {name: _updated(before.get(name, {}), _rows(runs)) for name, runs in scenarios.items()},
     }
     path = Path(advise.__file__).with_name("measured.json")
     path.write_text(json.dumps(table, indent=1) + "\n")
+
+
+def _updated(before: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """Return the rows of both, and of those that are in both the one with more seeds, or the new one."""
+    return before | {name: row for name, row in found.items() if row["seeds"] >= before.get(name, row)["seeds"]}
 
 
 def _rows(methods: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:

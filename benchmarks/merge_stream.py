@@ -1,6 +1,6 @@
 """What merging costs along a stream of 50 tasks: memory of the method's state, and time of its work after each task.
 
-    python benchmarks/merge_stream.py [--tasks 50] [--steps 60] [--methods magmax,opcm] [--json]
+    python benchmarks/merge_stream.py [--tasks 50] [--steps 50] [--methods magmax,opcm] [--json]
 
 The tasks are Gaussian classes in other directions each, learned domain-incremental by one thread with batches of 128.
 Times are those of the processor, so that what else a machine does counts for little. `share` is the work after all
@@ -29,7 +29,7 @@ from lifelong.training import loop, state
 from lifelong.training.loop import Schedule, StepsDone, TaskDone, TaskStarted
 from lifelong.training.optimizers import make_optimizer
 
-WIDTH, CLASSES, BATCH, HIDDEN = 256, 10, 128, (1024, 1024)
+WIDTH, CLASSES, BATCH, HIDDEN = 256, 10, 128, (512, 512)
 CONSTANT = [name for name, kind in METHODS.items() if kind.family == "merging" and not kind.grows]
 # With their settings, where they are not the method's own.
 SETTINGS: dict[str, dict[str, Any]] = {"merge fisher": {"rule": "fisher"}, "merge regmean": {"rule": "regmean"}}
@@ -51,7 +51,7 @@ class Cost:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=50)
-    parser.add_argument("--steps", type=int, default=60, help="of each task")
+    parser.add_argument("--steps", type=int, default=50, help="of each task")
     parser.add_argument("--methods", default=",".join([*CONSTANT, *SETTINGS]))
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()

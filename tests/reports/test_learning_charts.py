@@ -72,3 +72,15 @@ def test_the_time_axis_is_logarithmic_when_times_differ_tenfold(seconds, kind):
     (section,) = sections([result("naive"), result("joint", seconds=slow)])
     spec = charts.accuracy_cost(section, PLACES).spec
     assert spec["layer"][0]["encoding"]["x"]["scale"].get("type") == kind
+
+
+def test_methods_that_merge_show_how_far_tasks_conflict():
+    conflicts = [{"trunk.1": [0.1, 0.3], "trunk.3": [0.5, 0.7]}, {"trunk.1": [0.3, 0.3], "trunk.3": [0.5, 0.9]}]
+    merged = [result("magmax", seed, merging={"sign_conflict": each}) for seed, each in enumerate(conflicts)]
+    (section,) = sections([*merged, result("naive"), result("naive", 1)])
+    chart = charts.all_charts(section, {**PLACES, "magmax": len(PLACES)})[-1]
+    assert chart.name == "sign-conflict"
+    assert {record["label"] for record in chart.records} == {"magmax"}
+    found = {(record["layer"], record["task"]): record["conflict"] for record in chart.records}
+    assert found == {("trunk.1", 2): 0.2, ("trunk.1", 3): 0.3, ("trunk.3", 2): 0.5, ("trunk.3", 3): 0.8}
+    assert chart.drawn()["png"].startswith(b"\x89PNG")

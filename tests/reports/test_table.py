@@ -51,6 +51,16 @@ def test_seeds_that_did_not_finish_show():
     assert printed(results).splitlines()[-1].endswith(" 1/2")
 
 
+def test_what_is_reached_of_the_experts_is_told_only_where_something_is_merged():
+    assert "exp." not in printed([result("ewc")])
+    text = printed(
+        [result("ewc"), result("magmax", merging={"normalised_accuracy": 0.876})], width=80, force_terminal=True
+    )
+    assert "exp." in text
+    assert " 87.6 " in text
+    assert max(len(line) for line in text.splitlines()[1:]) <= 80
+
+
 def test_expected_ranges_are_judged_only_where_given():
     assert "range" not in printed([result()])
     text = printed([result(average_accuracy=0.5, expected={"average_accuracy": [0.9, 1.0]})])

@@ -214,12 +214,7 @@ class Pool:
 
     def expert(self, name: str) -> Params:
         """Return the weights of an expert: the base plus its task vector."""
-        base = self.base()
-        change = self.vector(name)
-        return {
-            each: (start.float() + change[each]).to(start.dtype) if each in change else start
-            for each, start in base.items()
-        }
+        return self._on(self.base(), name)
 
     def merge(self, rule: str | Rule = "magmax", names: Sequence[str] | None = None, **values: Any) -> Params:
         """Return the merge of some experts, with the names and dtypes of the base.
@@ -236,7 +231,8 @@ class Pool:
         if not chosen:
             raise InputError(f"the pool {self.folder} has no experts to merge")
         self._check_known(chosen)
-        return merge(rule, self.base(), [self.expert(name) for name in chosen], **values)
+        base = self.base()
+        return merge(rule, base, [self._on(base, name) for name in chosen], **values)
 
     def interpolate(self, first: str, second: str, weight: float) -> Params:
         """Return `(1 - weight) theta_first + weight theta_second`, to carry over what one expert knows to the other."""
@@ -276,6 +272,13 @@ class Pool:
         vectors = [self.vector(name) for name in self._members]
         products = np.array([[float(tree.dot(left, right)) for right in vectors] for left in vectors])
         return {name: _residual(products, index) for index, name in enumerate(self._members)}
+
+    def _on(self, base: Params, name: str) -> Params:
+        change = self.vector(name)
+        return {
+            each: (start.float() + change[each]).to(start.dtype) if each in change else start
+            for each, start in base.items()
+        }
 
     def _make_room(self, newest: str) -> list[str]:
         """Drop the least useful experts, but not the newest, until the rest is within the limit."""

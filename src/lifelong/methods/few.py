@@ -39,6 +39,6 @@ def mean_accuracy(learner: Learner, weights: Params, memory: Buffer, like: Split
     right = torch.zeros((), dtype=torch.int64, device=learner.device)
     with evaluating(learner.model), learner.precision():
         for task, split in of_each_task(memory, like):
-            for inputs, targets in split.batches(samples.BATCH):
+            for inputs, targets in split.batches(min(samples.BATCH, learner.largest_batch)):
                 right += (answer(learner, weights, inputs, task).argmax(1) == targets).sum()
     return int(right) / len(memory)

@@ -256,7 +256,7 @@ def mean_loss(learner: Learner, weights: Params, split: Split, task: int) -> flo
     """Return the mean cross-entropy on a `ready` split of one task, of the network with `weights`."""
     total = 0.0
     with evaluating(learner.model), learner.precision():
-        for inputs, targets in split.batches(samples.BATCH):
+        for inputs, targets in split.batches(min(samples.BATCH, learner.largest_batch)):
             total += float(F.cross_entropy(answer(learner, weights, inputs, task), targets, reduction="sum"))
     return total / len(split)
 

@@ -52,7 +52,9 @@ def cost_columns(section: Section) -> list[Column]:
         "It answers worse without the task's label; measured.",
     )
     seeds = "Runs that finished; ± is half the 95 % interval over them, by Student's t."
+    near = "Accuracy at the end over that of each task's own expert, which a merge was made of, averaged over tasks."
     found = [
+        Column("Of\nexp.", "Of its experts, %", near, _of("merging.normalised_accuracy", percent)),
         Column("Train\ns", "Training time, s", time, _of("training_seconds", _seconds)),
         Column("x\nnaive", "Training time against naive", ratio, _ratio),
         Column(
@@ -72,7 +74,11 @@ def cost_columns(section: Section) -> list[Column]:
         Column("Seeds", "Seeds", seeds, _seeds),
         Column("In\nrange", "In the expected range", "The mean is where the recipe says it must be.", _in_range),
     ]
-    asked = {"x\nnaive": section.naive is not None, "In\nrange": any(row.expected for row in section.rows)}
+    asked = {
+        "Of\nexp.": any(result.get("merging") for row in section.rows for result in row.results),
+        "x\nnaive": section.naive is not None,
+        "In\nrange": any(row.expected for row in section.rows),
+    }
     return [column for column in found if asked.get(column.short, True)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import altair as alt
@@ -20,7 +21,7 @@ def all_charts(section: Section, places: Places) -> list[Chart]:
     Args:
         places: each label's place among all of the report, so that it looks the same in every section.
     """
-    made = (average_accuracy, accuracy_matrices, stability_plasticity, accuracy_cost)
+    made = (average_accuracy, accuracy_matrices, stability_plasticity, accuracy_cost, sign_conflict)
     return [chart for function in made if (chart := function(section, places)).records]
 
 
@@ -143,6 +144,38 @@ def accuracy_cost(section: Section, places: Places) -> Chart:
         "Average accuracy at the end against training time; larger points are methods that keep more memory.",
         records,
         as_spec(chart, _dodged(records, "seconds", "accuracy", log=log)),
+    )
+
+
+def sign_conflict(section: Section, _: Places) -> Chart:
+    """Return a heat map for each method that merges: how much of each layer a task moved against the merge so far."""
+    records = [
+        {"label": row.label, "layer": layer, "task": task, "conflict": round(fmean(shares), 4)}
+        for row in section.rows
+        if (found := [result["merging"]["sign_conflict"] for result in row.results if result.get("merging")])
+        for layer in found[0]
+        for task, shares in enumerate(zip(*(each[layer] for each in found), strict=True), 2)
+    ]
+    legend = alt.Legend(format="%", orient="bottom", direction="horizontal")
+    chart = (
+        alt.Chart(alt.InlineData([]))
+        .mark_rect()
+        .encode(
+            x=alt.X("task:O", title="task", axis=alt.Axis(labelOverlap=True, labelAngle=0)),
+            y=alt.Y("layer:N", title=None, sort=None),
+            color=alt.Color("conflict:Q", scale=alt.Scale(scheme="viridis", domain=[0, 1]), legend=legend),
+            tooltip=_tooltips("conflict", extra=["layer:N", "task:O"]),
+            facet=alt.Facet("label:N", title=None, columns=3, sort=[row.label for row in section.rows]),
+        )
+        .properties(width=200)
+    )
+    return Chart(
+        "sign-conflict",
+        "Conflict with the merge, layer by layer",
+        "A map for each method that merges, means over seeds: of the numbers that a task and the merge of those before "
+        "it have both moved, the share that they moved in opposite directions.",
+        records,
+        as_spec(chart, records),
     )
 
 
