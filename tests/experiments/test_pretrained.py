@@ -18,8 +18,9 @@ from lifelong.errors import InputError
 from lifelong.experiments import build
 from lifelong.experiments.recipe import recipe
 from lifelong.experiments.run import Every, events, run
+from lifelong.methods import MagMax
 from lifelong.streams import split
-from lifelong.training.loop import Step
+from lifelong.training.loop import Step, TaskDone, train
 
 pytest.importorskip("transformers")
 
@@ -158,3 +159,24 @@ def test_a_fixed_head_stays_and_answers_before_learning(root: Path) -> None:
         head_rows="class-means",
     )
     assert result["accuracy"][0][0] > 0.3  # twice what guessing one of five gives
+
+
+@pytest.mark.parametrize("training", ["sequential", "independent"])
+def test_adapters_of_each_task_are_merged_as_the_weights_they_change(root: Path, training: str) -> None:
+    lora = {"learn": "lora", "rank": 2, "adapted": ["query", "output.dense"]}
+    made = recipe(texts(root, epochs=2, model=lora, method="magmax", method_settings={"training": training}))
+    stream, method = build.stream(made), build.method(made)
+    learner = build.learner(made, stream)
+    experts: list[dict[str, Tensor]] = []
+    for event in train(learner, method, stream, build.schedule(made)):
+        if isinstance(event, TaskDone):
+            experts.append({name: each.detach().clone() for name, each in learner.model.named_parameters()})
+    assert isinstance(method, MagMax)
+    names = [name for name in method.base if name.startswith("trunk.")]
+    assert len(names) == 3 * 3
+    for name in names:
+        first, second = (expert[name] - method.base[name] for expert in experts)
+        assert torch.linalg.matrix_rank(first, rtol=1e-4) == 2
+        assert torch.linalg.matrix_rank(second, rtol=1e-4) == (4 if training == "sequential" else 2)
+        largest = torch.where(second.abs() >= first.abs(), second, first)
+        torch.testing.assert_close(method.merged[name], method.base[name] + 0.5 * largest)
