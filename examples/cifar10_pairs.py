@@ -2,8 +2,8 @@
 
     LIFELONG_DATA=folder/of/data python examples/cifar10_pairs.py
 
-The network never hears which pair a photograph is of: it answers over all four classes. Plain training forgets the first
-pair; MagMax keeps, number by number, the largest change that either pair asked for.
+The network is not told which pair a photograph is of: it answers over all four classes. MagMax keeps, number by number,
+the largest change that either pair asked for.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def main(words: list[str] | None = None) -> list[dict[str, Any]]:
     for result in results:
         _, after_first, after_second = result["accuracy"]
         print(
-            f"{result['method']:7} first pair {after_first[0]:.0%} when it was learned, {after_second[0]:.0%} at the end; "
-            f"second pair {after_second[1]:.0%}"
+            f"{result['method']:7} first pair {after_first[0]:.0%} when it was learned, {after_second[0]:.0%} at the "
+            f"end; second pair {after_second[1]:.0%}"
         )
     return results
 
