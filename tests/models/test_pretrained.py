@@ -16,7 +16,7 @@ from lifelong import models
 from lifelong.errors import InputError
 from lifelong.learner import train_mode
 from lifelong.models.heads import FixedBlock
-from lifelong.models.pretrained.adapters import begin_adapters, folded
+from lifelong.models.pretrained.adapters import fold, mergeable
 from lifelong.models.pretrained.trunks import ImageTrunk, TextTrunk
 from lifelong.models.rates import set_rates
 
@@ -213,14 +213,14 @@ def test_adapters_begin_as_the_network_and_fold_into_it(folders: dict[str, Path]
         nn.init.normal_(each, generator=torch.Generator().manual_seed(2))
     name = "encoder.encoder.layer.0.attention.self.query"
     left, right = (trained[f"{name}.lora_{half}.default.weight"] for half in "BA")
-    weights = folded(made)
-    before = plain.get_parameter(f"{name}.weight")
-    torch.testing.assert_close(weights[f"{name}.base_layer.weight"], before + 6 / 2 * left @ right)
+    expected = plain.get_parameter(f"{name}.weight") + 6 / 2 * left @ right
     answers = made(inputs)
     assert not torch.allclose(answers, plain(inputs), atol=1e-3)
-    begin_adapters(made, weights)
+    fold(made)
+    torch.testing.assert_close(mergeable(made)[f"{name}.base_layer.weight"], expected)
     torch.testing.assert_close(made(inputs), answers)
     assert not bool(left.any())
+    assert mergeable(plain).keys() == dict(plain.named_parameters()).keys()
     with pytest.raises(InputError, match=r"no layer's name ends with 'qery', did you mean 'query'"):
         models.prepare(trunk(folders["bert"]), models.Pretrained(learn="lora", adapted=("qery",)))
 

@@ -114,7 +114,7 @@ def recipe_values(arguments: Namespace, kind: type = Recipe, nested: Mapping[str
     names = {field.name for field in settings.fields(kind)}
     given = {key: each for key, each in vars(arguments).items() if key in names and each is not None}
     found = {
-        key: value(each) if isinstance(each, str) and "," in each and key not in ("data", "weights") else each
+        key: value(each) if isinstance(each, str) and "," in each and key not in ("data", "unseen", "weights") else each
         for key, each in given.items()
     }
     for name, each in arguments.dotted.items():

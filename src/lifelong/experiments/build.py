@@ -45,12 +45,14 @@ def stream(recipe: Recipe) -> Stream:
     """
     scenario = _scenario(recipe)
     cut = Cut(recipe.validation, recipe.train_samples, recipe.test_samples, recipe.standardize, recipe.seed)
-    names = recipe.data.split(",") if recipe.stream == "domains" else [recipe.data]
+    learned = recipe.data.split(",") if recipe.stream == "domains" else [recipe.data]
+    names = [*learned, *(recipe.unseen.split(",") if recipe.unseen else [])]
     sets = [_padded(_loaded(recipe, name), recipe.pad) for name in names]
     if _only_head(recipe):
         sets = _featured(recipe, sets)
     if recipe.stream == "domains":
-        return streams.domains(sets, scenario=scenario, seed=recipe.seed, cut=cut)
+        some, others = sets[: len(learned)], sets[len(learned) :]
+        return streams.domains(some, unseen=others, scenario=scenario, seed=recipe.seed, cut=cut)
     if recipe.stream == "permuted":
         return streams.permuted(
             sets[0],

@@ -34,6 +34,9 @@ class Recipe:
         "digits",
         "data set: a built-in or hub name, a folder, a table; DATA:5-9 for some classes; for domains several by commas",
     )
+    unseen: str | None = setting(
+        None, "domains: data sets by commas that are never learned; accuracy on them is measured first and last"
+    )
     target: str | None = setting(None, "name of the label column, where it is not the usual one")
     text: str | None = setting(None, "name of the text column, where it is not the usual one")
     image_size: int | None = setting(None, "resize images to so many pixels a side", ge=1)
@@ -172,6 +175,8 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]
 
 
 def _check(made: Recipe) -> None:
+    if made.unseen is not None and made.stream != "domains":
+        raise InputError(f"unseen names data sets, which a stream of domains has, and stream is {made.stream}")
     if made.early_stopping is not None and made.validation == 0:
         raise InputError("early_stopping watches validation accuracy: set validation, for instance to 0.1")
     if made.evaluate_on == "validation" and made.validation == 0:

@@ -39,6 +39,7 @@ class Tally:
     Args:
         accuracy: rows of the accuracy matrix so far, row 0 before any learning.
         expert_accuracy: on each task so far, of the network as it was trained on it, for methods that merge.
+        unseen_accuracy: on tasks that are never learned, a row before the first task and one after the last.
         seconds: wall time.
         train_samples: samples stepped on, `test_samples` samples answered for.
         old_samples: most training samples of earlier tasks that a task read.
@@ -47,6 +48,7 @@ class Tally:
 
     accuracy: list[list[float]] = dataclasses.field(default_factory=list)
     expert_accuracy: list[float] = dataclasses.field(default_factory=list)
+    unseen_accuracy: list[list[float]] = dataclasses.field(default_factory=list)
     seconds: Seconds = dataclasses.field(default_factory=Seconds)
     train_samples: int = 0
     test_samples: int = 0
@@ -81,6 +83,14 @@ def of_merging(tally: Tally, found: Mapping[str, Any]) -> dict[str, Any]:
         "normalised_accuracy": metrics.normalised_accuracy(np.asarray(tally.accuracy), tally.expert_accuracy),
         **found,
     }
+
+
+def of_unseen(names: Sequence[str], rows: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Return what is told of tasks that are never learned: mean accuracy at the end, and each before and after."""
+    if not names:
+        return {"unseen_accuracy": None, "unseen": None}
+    told = {"tasks": list(names), "before": rows[0], "after": rows[-1]}
+    return {"unseen_accuracy": float(np.mean(rows[-1])), "unseen": told}
 
 
 def surroundings() -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -23,8 +23,7 @@ from lifelong.experiments.recipe import Recipe, differences, record
 from lifelong.experiments.result import Tally
 from lifelong.learner import Learner
 from lifelong.methods import Method
-from lifelong.streams import Scenario, Stream
-from lifelong.streams.task import Task
+from lifelong.streams import Scenario, Stream, Task
 from lifelong.training import checkpoint, loop, state
 from lifelong.training.early_stopping import EarlyStopping
 from lifelong.training.evaluation import accuracy, needs_task_id
@@ -283,14 +282,10 @@ def _watch(running: Run, event: EpochDone) -> float:
 
 def _evaluate(running: Run, learned: int) -> Evaluated:
     begun = time.perf_counter()
-    on_test = running.recipe.evaluate_on == "test"
-    splits = [task.test if on_test else task.validation for task in running.stream.tasks]
-    row = [
-        accuracy(running.learner, running.method, task, split)
-        for task, split in zip(running.stream.tasks, splits, strict=True)
-    ]
+    row = _accuracies(running, running.stream.tasks)
     running.tally.accuracy.append(row)
-    running.tally.test_samples += sum(len(split) for split in splits)
+    if learned in (0, len(running.stream)) and running.stream.unseen:
+        running.tally.unseen_accuracy.append(_accuracies(running, running.stream.unseen))
     running.tally.seconds.evaluate += time.perf_counter() - begun
     return Evaluated(learned, row)
 
@@ -304,6 +299,13 @@ def _measure_expert(running: Run, task: Task) -> None:
     running.tally.expert_accuracy.append(accuracy(running.learner, Method(), task, split))
     running.tally.test_samples += len(split)
     running.tally.seconds.evaluate += time.perf_counter() - begun
+
+
+def _accuracies(running: Run, tasks: Sequence[Task]) -> list[float]:
+    on_test = running.recipe.evaluate_on == "test"
+    splits = [task.test if on_test else task.validation for task in tasks]
+    running.tally.test_samples += sum(len(split) for split in splits)
+    return [accuracy(running.learner, running.method, task, split) for task, split in zip(tasks, splits, strict=True)]
 
 
 def _save(running: Run, started: float, paused: float | None) -> float:
@@ -361,6 +363,7 @@ def _finish(running: Run) -> dict[str, Any]:
         "accuracy": tally.accuracy,
         **results.measures(tally.accuracy, weights),
         "merging": results.of_merging(tally, running.method.measures()) if _merges(running.method) else None,
+        **results.of_unseen([task.name for task in stream.unseen], tally.unseen_accuracy),
         "seconds": {**dataclasses.asdict(tally.seconds), "total": tally.seconds.total},
         "train_samples_per_second": tally.train_samples / max(tally.seconds.train, 1e-9),
         "predict_samples_per_second": tally.test_samples / max(tally.seconds.evaluate, 1e-9),

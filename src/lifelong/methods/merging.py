@@ -26,6 +26,7 @@ from lifelong.methods import routes, samples
 from lifelong.methods.method import Method, state
 from lifelong.methods.routes import Routes
 from lifelong.models.heads import MultiHead
+from lifelong.models.pretrained.adapters import fold, mergeable
 from lifelong.settings import setting
 from lifelong.streams.task import Scenario, Split, Task
 from lifelong.tree import Params
@@ -104,7 +105,7 @@ class Merging(Method):
         self._hold_head(learner)
         self.labels = list(task.classes)
         if not self.base:
-            trunk = {f"trunk.{name}": each for name, each in tree.parameters(learner.model.trunk).items()}
+            trunk = {f"trunk.{name}": each for name, each in mergeable(learner.model.trunk).items()}
             head = {f"head.{name}": each for name, each in tree.parameters(learner.model.head).items()}
             self.base = tree.snapshot({**trunk, **(head if self._head(learner) == "merged" else {})})
             self.base_buffers = tree.snapshot(dict(learner.model.named_buffers()))
@@ -122,6 +123,7 @@ class Merging(Method):
         return F.cross_entropy(logits.masked_fill(own.unsqueeze(1) & others, -torch.inf), batch.targets)
 
     def after_task(self, learner: Learner, task: Task) -> None:
+        fold(learner.model.trunk)  # the adapters of this task, if there are any, become part of its expert
         expert, statistics = tree.snapshot(self._live(learner)), self.statistics(learner, task)
         if self.pool is not None:
             self._put_into_pool(Path(self.pool), task, expert)

@@ -139,16 +139,27 @@ def split(
 def domains(
     datasets: Sequence[Dataset],
     *,
+    unseen: Sequence[Dataset] = (),
     scenario: Scenario = Scenario.DOMAIN,
     seed: int = 0,
     cut: Cut | None = None,
 ) -> Stream:
     """Return one task a data set, in the order given; where some images are coloured, grey ones become so.
 
+    Args:
+        datasets: what is learned.
+        unseen: what is never learned, to see what learning the others was worth there.
+        scenario: unseen domains need `domain`, as they share the labels then.
+        seed: of the division of training data.
+        cut: how it is divided.
+
     Raises:
-        InputError: data sets whose samples differ in shape.
+        InputError: data sets whose samples differ in shape, or unseen ones where labels are not shared.
     """
-    datasets = _coloured(datasets)
+    if unseen and scenario is not Scenario.DOMAIN:
+        raise InputError(f"unseen domains share the labels of the learned ones, and scenario {scenario.value} does not")
+    learned = len(datasets)
+    datasets = _coloured([*datasets, *unseen])
     first = datasets[0]
     for other in datasets[1:]:
         if other.train.inputs.shape[1:] != first.train.inputs.shape[1:]:
@@ -157,7 +168,9 @@ def domains(
                 f"{tuple(first.train.inputs.shape[1:])}: a stream of domains needs one (see image_size)"
             )
     parts = [Part(data.name, data.train, data.test, data.classes) for data in datasets]
-    return assemble("domains", ",".join(data.name for data in datasets), scenario, parts, cut or Cut(seed=seed))
+    named = ",".join(data.name for data in datasets[:learned])
+    whole = assemble("domains", named, scenario, parts, cut or Cut(seed=seed))
+    return replace(whole, tasks=whole.tasks[:learned], unseen=whole.tasks[learned:])
 
 
 def blurry(

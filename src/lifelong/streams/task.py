@@ -127,6 +127,7 @@ class Stream:
         classes: names of all classes, in the stream's numbering.
         boundaries: a learner may know where a task ends. Where not, the tasks are but the stages after which accuracy
             is measured, and any class may occur in any of them.
+        unseen: tasks that are never learned, and that accuracy is measured on before the first and after the last.
     """
 
     name: str
@@ -135,6 +136,7 @@ class Stream:
     tasks: tuple[Task, ...]
     classes: tuple[str, ...] = field(repr=False)
     boundaries: bool = True
+    unseen: tuple[Task, ...] = ()
 
     def __len__(self) -> int:
         return len(self.tasks)

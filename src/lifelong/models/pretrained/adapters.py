@@ -47,18 +47,18 @@ def adapted_layers(module: nn.Module) -> dict[str, nn.Module]:
     return {f"{name}.base_layer": module.get_submodule(name) for name in names}
 
 
-@torch.no_grad()
-def folded(module: nn.Module) -> Params:
-    """Return the weights that adapters change, change included: A and B by themselves are not to be merged."""
-    return {
-        f"{name}.weight": layer.base_layer.weight + layer.get_delta_weight(_NAME)  # type: ignore[operator,union-attr]
-        for name, layer in adapted_layers(module).items()
-    }
+def mergeable(module: nn.Module) -> Params:
+    """Return the live weights of `module` that rules merge: those that adapters change, or else those that learn.
 
-
-def begin_adapters(module: nn.Module, weights: Params) -> None:
-    """Make `weights` those that adapters change, and draw these anew: they change nothing at first."""
+    A and B by themselves are not to be merged: the product of two means is no mean of products.
+    """
     live = dict(module.named_parameters())
-    tree.copy_({name: live[name] for name in weights}, weights)
+    return {f"{name}.weight": live[f"{name}.weight"] for name in adapted_layers(module)} or tree.parameters(module)
+
+
+@torch.no_grad()
+def fold(module: nn.Module) -> None:
+    """Make what the adapters of `module` change part of its weights, and draw them anew: they change nothing then."""
     for layer in adapted_layers(module).values():
+        layer.base_layer.weight += layer.get_delta_weight(_NAME)  # type: ignore[operator,union-attr]
         layer.reset_lora_parameters(_NAME, init_lora_weights=True)  # type: ignore[operator]

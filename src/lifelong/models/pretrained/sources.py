@@ -164,7 +164,7 @@ def length(name: str, chosen: Pretrained, config: Any) -> int:
     Raises:
         InputError: more than it reads.
     """
-    most = getattr(config, "max_position_embeddings", None)
+    most = getattr(config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(most, int):
         return chosen.tokens or _TOKENS
     if chosen.tokens is not None and chosen.tokens > most:

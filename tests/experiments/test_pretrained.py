@@ -1,0 +1,182 @@
+"""Whole runs from pretrained networks: texts and images, all weights, adapters or heads alone."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from torch import Tensor
+
+import lifelong
+from lifelong import curvature
+from lifelong.errors import InputError
+from lifelong.experiments import build
+from lifelong.experiments.recipe import recipe
+from lifelong.experiments.run import Every, events, run
+from lifelong.methods import MagMax
+from lifelong.streams import split
+from lifelong.training.loop import Step, TaskDone, train
+
+pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny models, and reviews of books, films and lenses that are good where they say so."""
+    folder = tmp_path_factory.mktemp("root")
+    tiny.bert(folder / "bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    tiny.vit(folder / "vit")
+    tiny.clip(folder / "clip")
+    fillers = ("a", "the", "was", "very")
+    for thing in ("book", "film", "lens"):
+        rows = [
+            {"review": f"{' '.join(words)} {thing} {verdict}", "label": verdict}
+            for words in itertools.product(fillers, repeat=2)
+            for verdict in ("good", "bad")
+        ]
+        for part in ("train", "test"):
+            path = folder / thing / f"{part}.jsonl"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def texts(root: Path, **changes: Any) -> dict[str, Any]:
+    return {
+        "stream": "domains",
+        "data": f"{root}/book,{root}/film",
+        "unseen": f"{root}/lens",
+        "model": f"hf:{root}/bert",
+        "model_settings": {"tokens": 8, "pooling": "mean", **changes.pop("model", {})},
+        "optimizer": "adamw",
+        "lr": 1e-2,
+        "batch_size": 8,
+        "epochs": 6,
+        **changes,
+    }
+
+
+@pytest.mark.parametrize("learn", ["all", "lora", "head"])
+def test_domains_of_texts(root: Path, learn: str) -> None:
+    result = lifelong.run(**texts(root, model={"learn": learn}))
+    assert result["average_accuracy"] > 0.9
+    assert result["unseen"]["tasks"] == ["lens"]
+    assert result["unseen_accuracy"] == result["unseen"]["after"][0] > 0.9
+    assert result["unseen"]["before"][0] < 0.8
+    # 3 layers of 4 square matrices and 2 of 16x24, at rank 8 each, and the head.
+    assert learn == "all" or result["parameters"] == {"head": 34, "lora": 34 + 3 * 8 * (4 * 32 + 2 * 40)}[learn]
+
+
+def test_a_head_on_kept_features_is_a_head_on_a_frozen_trunk(root: Path) -> None:
+    shared = {"stream": "split", "data": "digits", "tasks": 2, "train_samples": 60, "epochs": 2, "batch_size": 16}
+    kept = lifelong.run(**shared, model=f"hf:{root}/vit", model_settings={"learn": "head"})
+    frozen = lifelong.run(
+        **shared,
+        model=f"hf:{root}/vit",
+        method="feature-extraction",
+        method_settings={"learn_first": False},
+    )
+    assert kept["accuracy"] == frozen["accuracy"]
+    assert kept["parameters"] == frozen["parameters"] == 10 * 17
+
+
+def test_features_are_of_what_was_stored(root: Path) -> None:
+    with pytest.raises(InputError, match="stream permuted changes what they are made of"):
+        lifelong.run(data="digits", model=f"hf:{root}/vit", model_settings={"learn": "head"})
+
+
+@pytest.mark.parametrize("learn", ["all", "lora"])
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(root: Path, tmp_path: Path, learn: str) -> None:
+    made = recipe(texts(root, epochs=2, model={"learn": learn, "layer_decay": 0.5}, schedule="cosine", method="ewc"))
+    whole = run(made, tmp_path / "whole")
+    steps = 0
+    for event in events(made, tmp_path / "stopped", checkpoint_every=Every(1, None)):
+        steps += isinstance(event, Step)
+        if steps == 11:  # in the second task
+            break
+    again = run(made, tmp_path / "stopped", resume=True)
+    assert again["accuracy"] == whole["accuracy"]
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "stopped")]
+    assert weights[0] == weights[1]
+
+
+def test_importances_of_a_text_encoder_are_those_of_each_sample(root: Path) -> None:
+    made = recipe(texts(root, model={"learn": "lora", "adapted": ["query", "word_embeddings"]}))
+    stream = build.stream(made)
+    learner = build.learner(made, stream)
+    learner.model.head.grow(2)
+    inputs, targets = stream.tasks[0].train.batch(torch.arange(0, 32, 5))
+    found = curvature.fisher(
+        learner.model, lambda x: learner.model(x, 0), [(inputs, targets)], kind="empirical", generator=None
+    )
+    expected: dict[str, Tensor] = {}
+    learner.model.eval()
+    for sample, target in zip(inputs, targets, strict=True):
+        learner.model.zero_grad()
+        (-learner.model(sample[None], 0).log_softmax(1)[0, target]).backward()
+        for name, parameter in learner.model.named_parameters():
+            if parameter.requires_grad and parameter.grad is not None:
+                expected[name] = expected.get(name, torch.tensor(0.0)) + parameter.grad.square() / len(inputs)
+    for name, each in expected.items():
+        torch.testing.assert_close(found[name], each, atol=1e-7, rtol=1e-3, msg=name)
+    assert float(max(each.max() for each in expected.values())) > 1e-5
+
+
+def test_a_fixed_head_stays_and_answers_before_learning(root: Path) -> None:
+    shared: dict[str, Any] = {"epochs": 1, "train_samples": 50, "batch_size": 16, "lr": 1e-3}
+    data = lifelong.load("digits")
+    for rows, model in (("class-means", "vit"), ("class-names", "clip")):
+        made = recipe(
+            {
+                **shared,
+                "model": f"hf:{root}/{model}",
+                "scenario": "class",
+                "head_rows": rows,
+                "stream": "split",
+                "tasks": 2,
+            }
+        )
+        stream = split(data, tasks=2)
+        learner = build.learner(made, stream)
+        learner.model.head.grow(5)
+        learner.model.head.grow(5)
+        heads = {name for name, each in learner.model.head.named_parameters() if each.requires_grad}
+        assert heads == set()
+        lengths = torch.cat([block.weight.norm(dim=1) for block in learner.model.head.blocks])
+        torch.testing.assert_close(lengths, torch.ones(10))
+    result = lifelong.run(
+        **shared,
+        stream="split",
+        data="digits",
+        scenario="task",
+        tasks=2,
+        model=f"hf:{root}/vit",
+        head_rows="class-means",
+    )
+    assert result["accuracy"][0][0] > 0.3  # twice what guessing one of five gives
+
+
+@pytest.mark.parametrize("training", ["sequential", "independent"])
+def test_adapters_of_each_task_are_merged_as_the_weights_they_change(root: Path, training: str) -> None:
+    lora = {"learn": "lora", "rank": 2, "adapted": ["query", "output.dense"]}
+    made = recipe(texts(root, epochs=2, model=lora, method="magmax", method_settings={"training": training}))
+    stream, method = build.stream(made), build.method(made)
+    learner = build.learner(made, stream)
+    experts: list[dict[str, Tensor]] = []
+    for event in train(learner, method, stream, build.schedule(made)):
+        if isinstance(event, TaskDone):
+            experts.append({name: each.detach().clone() for name, each in learner.model.named_parameters()})
+    assert isinstance(method, MagMax)
+    names = [name for name in method.base if name.startswith("trunk.")]
+    assert len(names) == 3 * 3
+    for name in names:
+        first, second = (expert[name] - method.base[name] for expert in experts)
+        assert torch.linalg.matrix_rank(first, rtol=1e-4) == 2
+        assert torch.linalg.matrix_rank(second, rtol=1e-4) == (4 if training == "sequential" else 2)
+        largest = torch.where(second.abs() >= first.abs(), second, first)
+        torch.testing.assert_close(method.merged[name], method.base[name] + 0.5 * largest)
