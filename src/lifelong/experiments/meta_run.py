@@ -20,6 +20,7 @@ from lifelong import randomness, tree
 from lifelong.errors import InputError, StateError
 from lifelong.experiments import memory, meta_build
 from lifelong.experiments import result as results
+from lifelong.experiments.meta_example import example
 from lifelong.experiments.meta_recipe import SINUSOIDS, MetaRecipe, meta_differences, meta_recipe, meta_record
 from lifelong.experiments.run import Every, Finished, claim, due
 from lifelong.files import write_file, write_json
@@ -191,6 +192,7 @@ def _finish(
         "iterations": training.iteration,
         "best_validation": training.best,
         **test_record(found),
+        "example": example(training, judged),
         "curve": tally.curve,
         "validation": tally.validation,
         "seconds": tally.seconds,
