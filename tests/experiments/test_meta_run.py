@@ -196,6 +196,9 @@ def test_the_command_trains_tests_and_draws(tmp_path: Path, capsys: pytest.Captu
     page = (tmp_path / "runs" / "report.html").read_text()
     assert "Adapting to new tasks" in page
     assert "data:image/png" in page
+    assert main(["report", str(tmp_path / "runs"), "-o", str(tmp_path / "again.html"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == found
+    assert (tmp_path / "again.html").is_file()
     assert main(["meta", "test", str(tmp_path / "runs" / "fomaml" / "seed-0"), "--test-tasks", "7", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["test_tasks"] == 7
     assert main(["meta", "train", "--out", str(tmp_path / "runs" / "fomaml" / "seed-0")]) == 2
