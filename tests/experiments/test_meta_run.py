@@ -183,6 +183,15 @@ def test_a_plan_is_algorithms_times_seeds() -> None:
     assert planned[3].recipe.algorithm_settings == {"rate": 0.01}
     assert planned[3].recipe.lr == 0.1
     assert planned[4].recipe.algorithm_settings == {"rate": 0.2, "steps": 3}
+    chosen = meta_plan(
+        {"algorithms": {"maml": {"lr": 0.1}, "anil": {}}, "experiments": {"a": {"lr": 0.2}, "b": {}}},
+        {"lr": 0.5},
+        algorithms=["maml"],
+        experiments=["b"],
+    )
+    assert [(each.name, each.recipe.lr) for each in chosen] == [("b/maml/seed-0", 0.5)]
+    with pytest.raises(InputError, match="unknown experiment 'c'"):
+        meta_plan({"experiments": {"a": {}}}, experiments=["c"])
     with pytest.raises(InputError, match=r"algorithm maml has no setting 'stpes', did you mean 'steps'?"):
         meta_plan({"algorithms": {"maml": {"stpes": 1}}})
 
