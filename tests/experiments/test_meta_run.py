@@ -126,6 +126,7 @@ def test_weights_are_a_start_for_a_stream(tmp_path: Path, capsys: pytest.Capture
         ({"data": "sinusoids", "algorithm": "protonet"}, "algorithm protonet needs classes, and sinusoids have none"),
         ({"train_classes": 9}, "digits has 10 classes, which do not suffice for train_classes = 9"),
         ({"shots": 500}, r"class \d has \d+ samples, and shots \+ queries = 500 \+ 5 are needed of each"),
+        ({"algorithm": "protonet", "statistics": "per-step"}, "algorithm protonet keeps no statistics per-step"),
         ({"patience": 2, "validate_every": 0}, "patience watches validation tasks"),
         (
             {"data": "digits", "rotations": "all", "iterationz": 1},
