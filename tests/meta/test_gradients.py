@@ -167,6 +167,33 @@ def test_support_statistics_hide_queries_from_each_other() -> None:
         assert torch.allclose(whole[:, :1], one) == same
 
 
+@pytest.mark.parametrize("formulation", FORMULATIONS)
+def test_per_step_statistics_are_those_of_training_tasks(formulation: Formulation) -> None:
+    """Measured on the very tasks that are tested, of one task alone, they are the transductive ones."""
+    algorithm, episodes = MAML(test_steps=3, rate=0.2), picture_tasks(tasks=1)
+    transductive, problem = pictures("loop"), pictures(formulation, statistics="per-step")
+    meta = algorithm.parameters(problem)
+    buffers = algorithm.settled(problem, meta, {}, episodes)
+    assert buffers["norm.1.mean"].shape == (4, 4)
+    expected = algorithm.answers(transductive, meta, {}, episodes)
+    for ours, theirs in zip(algorithm.answers(problem, meta, buffers, episodes), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    # Of other tasks they are others, and a query is answered the same whoever stands beside it.
+    others = algorithm.settled(problem, meta, {}, picture_tasks(tasks=2, seed=7))
+    whole = [*algorithm.answers(problem, meta, others, episodes)]
+    alone = Episodes(
+        episodes.support,
+        episodes.support_targets,
+        episodes.query[:, :1],
+        episodes.query_targets[:, :1],
+        episodes.classes,
+    )
+    for many, one in zip(whole, algorithm.answers(problem, meta, others, alone), strict=True):
+        torch.testing.assert_close(many[:, :1], one)
+    *_, last = algorithm.answers(transductive, meta, {}, episodes)
+    assert not torch.allclose(whole[-1], last)
+
+
 def test_meta_sgd_with_constant_rates_is_maml() -> None:
     problem, episodes = pictures("columns"), picture_tasks()
     rates = found(MetaSGD(steps=2, low=0.2, high=0.2), problem, episodes)

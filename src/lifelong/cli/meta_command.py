@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lifelong.cli.arguments import Parser, Values, add_recipe, recipe_values
+from lifelong.cli.arguments import Parser, Values, add_recipe, recipe_values, value
 from lifelong.errors import InputError, unknown
 from lifelong.experiments.meta_recipe import META_NESTED, MetaRecipe
 
@@ -25,6 +25,9 @@ def configure(parser: Parser) -> None:
     parser.add_argument("action", help="train or test")
     parser.add_argument("path", nargs="?", help="train: YAML file of settings, which options override; test: DIR")
     add_recipe(parser, kind=MetaRecipe, nested=META_NESTED)
+    parser.add_argument("--algorithms", metavar="A,B", help="train: several algorithms, or rows of the recipe")
+    parser.add_argument("--experiments", metavar="A,B", help="train: experiments of the recipe; all by default")
+    parser.add_argument("--seeds", metavar="N", help="train: how many seeds, from 0 (default: the recipe's, or 1)")
     parser.add_argument("--out", help="train: folder for results and weights; finished trainings are kept")
     parser.add_argument("--resume", action="store_true", help="train: go on from the last checkpoint in the folder")
     parser.add_argument(
@@ -53,9 +56,17 @@ def _train(arguments: Namespace) -> int:
     if arguments.out is None:
         raise InputError("train needs --out, the folder for results and weights")
     base = read_yaml(Path(arguments.path)) if arguments.path else {}
-    values = merged(base, recipe_values(arguments, MetaRecipe, META_NESTED))
-    several = is_plan(values)
-    planned = meta_plan(values) if several else [PlannedMeta("", meta_recipe(values))]
+    given = recipe_values(arguments, MetaRecipe, META_NESTED)
+    if arguments.seeds is not None:
+        base = {**base, "seeds": value(arguments.seeds)}
+    rows, experiments = (names.split(",") if names else None for names in (arguments.algorithms, arguments.experiments))
+    several = is_plan(base) or rows is not None
+    if several and ("seed" in given or "algorithm" in given):
+        raise InputError("several trainings have algorithms and seeds of their own: say --algorithms A,B and --seeds N")
+    if several:
+        planned = meta_plan(base, given, algorithms=rows, experiments=experiments)
+    else:
+        planned = [PlannedMeta("", meta_recipe(merged(base, given)))]
     every, out = Every.parse(arguments.checkpoint_every), Path(arguments.out)
     found: list[Values] = []
     with watching(len(planned)) as watcher:

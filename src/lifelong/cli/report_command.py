@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 from lifelong.cli.arguments import Parser
 from lifelong.errors import InputError
@@ -12,7 +13,7 @@ from lifelong.errors import InputError
 
 def configure(parser: Parser) -> None:
     """Declare the options."""
-    parser.add_argument("folder", help="what `lifelong compare`, `run` or `merge --report` wrote")
+    parser.add_argument("folder", help="what `lifelong compare`, `run`, `meta train` or `merge --report` wrote")
     parser.add_argument("-o", "--output", help="the page; DIR/report.html by default; FILE.md for the tables of runs")
     parser.add_argument("--json", action="store_true", help="the results as one JSON document instead of the table")
 
@@ -23,7 +24,8 @@ def main(arguments: Namespace) -> int:
     out = Path(arguments.output) if arguments.output else folder / "report.html"
     if (folder / "report.json").is_file():
         return _again(folder / "report.json", out, arguments.json)
-    return _runs(folder, out, arguments.json)
+    trained = _meta_results(folder)
+    return _meta(trained, out, arguments.json) if trained else _runs(folder, out, arguments.json)
 
 
 def _again(kept: Path, out: Path, as_json: bool) -> int:
@@ -35,6 +37,15 @@ def _again(kept: Path, out: Path, as_json: bool) -> int:
         raise InputError(f"{out}: the page of a {kind} has no form in Markdown, so give a name that ends in .html")
     page = PAGES[kind](values, out)
     print(json.dumps(values) if as_json else page)
+    return 0
+
+
+def _meta(found: list[dict[str, Any]], out: Path, as_json: bool) -> int:
+    """Draw the page of meta-trainings, from their results."""
+    from lifelong.reports import write_meta_report
+
+    page = write_meta_report(found, out)
+    print(json.dumps(found) if as_json else page)
     return 0
 
 
@@ -61,3 +72,17 @@ def _runs(folder: Path, out: Path, as_json: bool) -> int:
         print_table(found, Console())
         print(page)
     return 0
+
+
+def _meta_results(folder: Path) -> list[dict[str, Any]]:
+    """Return the results of the meta-trainings in or below `folder`, each with its name; none where it holds others."""
+    found = []
+    for file in sorted(folder.rglob("result.json")):
+        try:
+            result = json.loads(file.read_text())
+        except ValueError:
+            continue
+        if isinstance(result, dict) and result.get("kind") == "meta":
+            name = file.parent.relative_to(folder).as_posix()
+            found.append({**result, "name": result["algorithm"] if name == "." else name})
+    return found

@@ -36,7 +36,8 @@ def algorithm(recipe: MetaRecipe) -> MetaLearner:
     """Return the algorithm of `recipe`.
 
     Raises:
-        InputError: an unknown algorithm or setting, or one that cannot do regression where that is asked for.
+        InputError: an unknown algorithm or setting, or one that cannot do regression, or keep statistics for each step,
+            where that is asked for.
     """
     if recipe.algorithm not in ALGORITHMS:
         raise unknown("algorithm", recipe.algorithm, ALGORITHMS)
@@ -44,6 +45,11 @@ def algorithm(recipe: MetaRecipe) -> MetaLearner:
     if recipe.data == SINUSOIDS and not made.regression:
         able = ", ".join(name for name, kind in ALGORITHMS.items() if kind.regression)
         raise InputError(f"algorithm {recipe.algorithm} needs classes, and sinusoids have none: take one of {able}")
+    if recipe.statistics == "per-step" and not made.per_step:
+        able = ", ".join(name for name, kind in ALGORITHMS.items() if kind.per_step)
+        raise InputError(
+            f"algorithm {recipe.algorithm} keeps no statistics per-step: take transductive, or one of {able}"
+        )
     return made
 
 

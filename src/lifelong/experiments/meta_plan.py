@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from lifelong import settings
 from lifelong.errors import InputError, closest, unknown
 from lifelong.experiments.meta_recipe import META_NESTED, MetaRecipe, meta_recipe
+from lifelong.experiments.plan import merged
 
 _ABOVE = ("description", "algorithms", "seeds", "experiments")
 
@@ -32,36 +33,59 @@ def is_plan(values: Mapping[str, Any]) -> bool:
     return any(key in values for key in ("algorithms", "seeds", "experiments"))
 
 
-def meta_plan(values: Mapping[str, Any]) -> list[PlannedMeta]:
+def meta_plan(
+    values: Mapping[str, Any],
+    given: Mapping[str, Any] | None = None,
+    *,
+    algorithms: Sequence[str] | None = None,
+    experiments: Sequence[str] | None = None,
+) -> list[PlannedMeta]:
     """Return the trainings that `values` describe.
 
     Args:
         values: settings of `MetaRecipe` shared by all, with `algorithms` (a mapping from row to settings of the
             algorithm and of the recipe), `seeds` (how many, from 0) and `experiments` (a mapping from name to what is
             other there, rows among it).
+        given: settings that override all of these.
+        algorithms: rows to train; all by default. Without rows in `values`, names of algorithms.
+        experiments: names of experiments to train; all by default.
 
     Raises:
         InputError: an unknown name, or a value of the wrong type or out of range.
     """
-    experiments = values.get("experiments") or {"": {}}
-    made = [each for name, own in experiments.items() for each in _experiment(str(name), values, own or {})]
-    if not made:
-        raise InputError("nothing to train: give at least one algorithm and one seed")
-    return made
+    found = values.get("experiments") or {"": {}}
+    for name in experiments or ():
+        if name not in found:
+            raise unknown("experiment", name, found)
+    return [
+        each
+        for name, own in found.items()
+        if experiments is None or name in experiments
+        for each in _experiment(str(name), values, own or {}, given or {}, algorithms)
+    ]
 
 
-def _experiment(name: str, values: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[PlannedMeta]:
-    rows = {**(values.get("algorithms") or {"maml": {}})}
+def _experiment(
+    name: str,
+    values: Mapping[str, Any],
+    own: Mapping[str, Any],
+    given: Mapping[str, Any],
+    algorithms: Sequence[str] | None,
+) -> Iterator[PlannedMeta]:
+    rows = {**(values.get("algorithms") or {row: {} for row in algorithms or ("maml",)})}
     for row, each in (own.get("algorithms") or {}).items():
         rows[row] = {**(rows.get(row) or {}), **(each or {})}
+    for row in algorithms or ():
+        if row not in rows:
+            raise unknown("algorithm of the recipe", row, rows)
     shared = {key: each for key, each in {**values, **own}.items() if key not in _ABOVE}
     seeds = own.get("seeds", values.get("seeds", 1))
     if not isinstance(seeds, int) or seeds < 1:
         raise InputError(f"seeds = {seeds!r} must be how many, at least 1")
-    for row, settings_of_row in rows.items():
+    for row in algorithms or rows:
         for seed in range(seeds):
-            recipe = meta_recipe(_values(row, settings_of_row or {}, shared, seed))
-            yield PlannedMeta("/".join(part for part in (name, row, f"seed-{seed}") if part), recipe)
+            described = merged(_values(row, rows[row] or {}, shared, seed), given)
+            yield PlannedMeta("/".join(part for part in (name, row, f"seed-{seed}") if part), meta_recipe(described))
 
 
 def _values(row: str, own: Mapping[str, Any], shared: Mapping[str, Any], seed: int) -> dict[str, Any]:

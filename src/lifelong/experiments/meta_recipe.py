@@ -50,8 +50,9 @@ class MetaRecipe:
     train_ways: int | None = setting(None, "ways in training; as in tests by default", ge=1)
     train_shots: int | None = setting(None, "shots in training; as in tests by default", ge=1)
     train_queries: int | None = setting(None, "queries in training; as in tests by default", ge=1)
-    statistics: Literal["transductive", "support"] = setting(
-        "transductive", "batch norm of queries: over all queries of a task, or by the support samples' statistics"
+    statistics: Literal["transductive", "support", "per-step"] = setting(
+        "transductive",
+        "batch norm of queries: over all of a task, by its support samples, or in tests by training tasks at that step",
     )
     model: str | None = setting(
         None, "network; for pictures convnet with 4 strided blocks of 64, else mlp 40-40, by default"

@@ -20,13 +20,14 @@ from lifelong import randomness, tree
 from lifelong.errors import InputError, StateError
 from lifelong.experiments import memory, meta_build
 from lifelong.experiments import result as results
+from lifelong.experiments.meta_example import example
 from lifelong.experiments.meta_recipe import SINUSOIDS, MetaRecipe, meta_differences, meta_recipe, meta_record
 from lifelong.experiments.run import Every, Finished, claim, due
 from lifelong.files import write_file, write_json
 from lifelong.meta.engine import Engine
 from lifelong.training import checkpoint, state
 from lifelong.training.meta_evaluation import Adaptation, evaluate
-from lifelong.training.meta_loop import Iteration, MetaEvent, MetaTraining, Validated, meta_train
+from lifelong.training.meta_loop import Iteration, MetaEvent, MetaTraining, Validated, meta_train, settled
 from lifelong.tree import Params
 
 # Points of the training curve that a result holds, each the mean over the iterations since the one before.
@@ -191,6 +192,7 @@ def _finish(
         "iterations": training.iteration,
         "best_validation": training.best,
         **test_record(found),
+        "example": example(training, judged),
         "curve": tally.curve,
         "validation": tally.validation,
         "seconds": tally.seconds,
@@ -239,6 +241,8 @@ def meta_test(folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
     meta = {name: each for name, each in tensors.items() if not name.startswith("buffer.")}
     _check_shapes(folder, training.meta, meta)
     tree.copy_(training.meta, {name: each.to(training.meta[name].device) for name, each in meta.items()})
+    training.buffers = buffers
+    buffers = settled(training, tasks.train)
     judged = tasks.validation if recipe.evaluate_on == "validation" else tasks.test
     if judged is None:
         raise InputError("evaluate_on validation needs some: set validation_classes")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
+from lifelong.meta import step_statistics
 from lifelong.meta.episodes import Episodes
 from lifelong.meta.learner import MetaLearner, Problem, along, network_weights, task_dot
 from lifelong.meta.network import shared
@@ -75,6 +76,8 @@ def clipped(slopes: Params, most: float | None) -> Params:
 class InnerLoop(MetaLearner):
     """Adaptation by gradient descent; abstract. What follows it says which weights move, how fast, and from where."""
 
+    per_step: ClassVar[bool] = True
+
     steps: int = setting(1, "inner steps in training", ge=0)
     test_steps: int = setting(10, "inner steps in tests", ge=0)
     rate: float = setting(0.4, "inner learning rate, on the mean loss of a task's support samples", gt=0)
@@ -124,16 +127,22 @@ class InnerLoop(MetaLearner):
         return total, outputs
 
     def answers(self, problem: Problem, meta: Params, buffers: Params, episodes: Episodes) -> Iterator[Tensor]:
-        for weights in self.path(problem, meta, episodes, self.test_steps, "none"):
+        for step, weights in enumerate(self.path(problem, meta, episodes, self.test_steps, "none")):
             with torch.no_grad():
-                outputs = answer(problem, weights, episodes)
+                outputs = answer(problem, weights, episodes, step_statistics.at(buffers, step))
             yield outputs
+
+    def settled(self, problem: Problem, meta: Params, buffers: Params, episodes: Episodes) -> Params:
+        if problem.network.statistics != "per-step" or not problem.network.normalises:
+            return buffers
+        path = self.path(problem, meta, episodes, self.test_steps, "none")
+        return buffers | step_statistics.measured(problem.network, path, episodes.query)
 
     def pace(self) -> str:
         return f"rate = {self.rate:g}"
 
 
-def answer(problem: Problem, weights: Params, episodes: Episodes) -> Tensor:
-    """Return the query outputs under each task's weights."""
-    features = problem.network.query_features(weights, episodes.support, episodes.query)
+def answer(problem: Problem, weights: Params, episodes: Episodes, fixed: Params | None = None) -> Tensor:
+    """Return the query outputs under each task's weights; `fixed` as `TaskNetwork.query_features` takes it."""
+    features = problem.network.query_features(weights, episodes.support, episodes.query, fixed)
     return problem.network.outputs(weights, features)

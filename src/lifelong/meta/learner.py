@@ -55,12 +55,14 @@ class MetaLearner:
 
     What is meta-learned is one tree `meta`: weights of the network (`trunk.` and `head.` before their names) and what
     the algorithm adds, such as learning rates. Weights with a task axis are made of it for each batch of tasks.
-    `regression` says whether it can do tasks without classes.
+    `regression` says whether it can do tasks without classes, `per_step` whether tests may take statistics that were
+    measured for each step.
     """
 
     family: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     regression: ClassVar[bool] = True
+    per_step: ClassVar[bool] = False
 
     def parameters(self, problem: Problem) -> Params:
         """Return what is meta-learned, as it is at first."""
@@ -84,6 +86,10 @@ class MetaLearner:
     def answers(self, problem: Problem, meta: Params, buffers: Params, episodes: Episodes) -> Iterator[Tensor]:
         """Yield the query outputs `[tasks, queries, outputs]` after 0, 1, 2, ... steps of adaptation."""
         raise NotImplementedError
+
+    def settled(self, problem: Problem, meta: Params, buffers: Params, episodes: Episodes) -> Params:
+        """Return the buffers that tests need, with what is to be measured on training tasks, `episodes`."""
+        return buffers
 
     def pace(self) -> str:
         """Return the setting that is to be made smaller where adaptation diverges, as `name = value`."""

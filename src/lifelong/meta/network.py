@@ -19,14 +19,16 @@ from torch import Tensor, nn
 from lifelong import tree
 from lifelong.errors import InputError, unknown
 from lifelong.meta import task_axis
-from lifelong.meta.normalisation import BatchNorm, without_buffers
+from lifelong.meta.normalisation import BatchNorm, Norm, without_buffers
 from lifelong.tree import Params
 
 Formulation = Literal["grouped", "columns", "vmap", "loop"]
 FORMULATIONS: tuple[Formulation, ...] = ("grouped", "columns", "vmap", "loop")
 
-# (weights, inputs, first) -> outputs, as `TaskNetwork.features` says.
-Apply: TypeAlias = Callable[[Params, Tensor, "int | None"], Tensor]
+# (weights, inputs, whose statistics) -> outputs, as `TaskNetwork.features` says.
+Apply: TypeAlias = Callable[[Params, Tensor, Norm], Tensor]
+
+Statistics = Literal["transductive", "support", "per-step"]
 
 
 @dataclass(frozen=True)
@@ -37,44 +39,49 @@ class TaskNetwork:
         trunk: maps inputs to features `[batch, width]`; its batch norms keep no statistics.
         head: `nn.Linear`, maps features to outputs.
         formulation: how tasks are computed together.
-        statistics: whose samples batch norm takes its statistics from where queries are answered: all of a task's
-            queries (`transductive`), or its support samples (`support`).
+        statistics: what batch norm normalises queries by: the statistics of all of a task's queries (`transductive`),
+            those of its support samples (`support`), or in tests those of training tasks' queries after the same
+            number of steps (`per-step`), where training is transductive.
     """
 
     trunk: nn.Module
     head: nn.Linear
     formulation: Formulation = "vmap"
-    statistics: Literal["transductive", "support"] = "transductive"
+    statistics: Statistics = "transductive"
 
     def initial(self) -> Params:
         """Return a copy of the weights, `trunk.` and `head.` before their names: where meta-learning begins."""
         named = {**_named("trunk", self.trunk), **_named("head", self.head)}
         return tree.snapshot(named)
 
-    def features(self, weights: Params, inputs: Tensor, first: int | None = None) -> Tensor:
+    def features(self, weights: Params, inputs: Tensor, norm: Norm = Norm()) -> Tensor:  # noqa: B008, immutable
         """Return the features of each task's samples.
 
         Args:
             weights: of trunk and head, each `[tasks, ...]`.
             inputs: `[tasks, samples, ...]`.
-            first: batch norm takes its statistics from so many leading samples of each task; from all by default.
+            norm: whose statistics batch norm takes; those of all of a task's samples by default.
 
         Returns:
             `[tasks, samples, width]`.
         """
-        return self._apply(part(weights, "trunk"), inputs, first)
+        return self._apply(part(weights, "trunk"), inputs, norm)
 
     def outputs(self, weights: Params, features: Tensor) -> Tensor:
         """Return the head's outputs `[tasks, samples, outputs]` for `features` `[tasks, samples, width]`."""
         outputs = torch.bmm(features, weights["head.weight"].transpose(1, 2))
         return outputs + weights["head.bias"].unsqueeze(1) if "head.bias" in weights else outputs
 
-    def query_features(self, weights: Params, support: Tensor, query: Tensor) -> Tensor:
-        """Return the features of query samples `[tasks, queries, ...]`, normalised as `statistics` says."""
-        if self.statistics == "transductive" or not self.normalises:
-            return self.features(weights, query)
+    def query_features(self, weights: Params, support: Tensor, query: Tensor, fixed: Params | None = None) -> Tensor:
+        """Return the features of query samples `[tasks, queries, ...]`, normalised as `statistics` says.
+
+        Args:
+            fixed: the statistics of this step, where they are known; see `Norm`.
+        """
+        if self.statistics != "support" or not self.normalises:
+            return self.features(weights, query, Norm(fixed=fixed if self.statistics == "per-step" else None))
         shots = support.shape[1]
-        return self.features(weights, torch.cat([support, query], 1), shots)[:, shots:]
+        return self.features(weights, torch.cat([support, query], 1), Norm(shots))[:, shots:]
 
     @functools.cached_property
     def normalises(self) -> bool:
@@ -103,7 +110,7 @@ def task_network(
     sample: Tensor,
     *,
     formulation: Formulation = "vmap",
-    statistics: Literal["transductive", "support"] = "transductive",
+    statistics: Statistics = "transductive",
 ) -> TaskNetwork:
     """Return the network of `trunk` and `head`, which are copied.
 
@@ -140,12 +147,12 @@ def _formulated(module: nn.Module, formulation: Formulation) -> Apply:
         outputs: Tensor = torch.func.functional_call(mine.module, weights, (inputs,))
         return outputs
 
-    def run(weights: Params, inputs: Tensor, first: int | None) -> Tensor:
+    def run(weights: Params, inputs: Tensor, norm: Norm) -> Tensor:
         if not hasattr(mine, "module"):
             mine.module = copy.deepcopy(module)
-        for each in mine.module.modules():
+        for name, each in mine.module.named_modules():
             if isinstance(each, BatchNorm):
-                each.first = first
+                each.first, each.fixed = norm.first, norm.of(name)
         if formulation == "vmap":
             mapped: Tensor = torch.func.vmap(one, randomness="different")(weights, inputs)
             return mapped

@@ -8,6 +8,7 @@ from torch import Tensor
 from lifelong.meta.episodes import Episodes
 from lifelong.meta.learner import Problem, network_weights
 from lifelong.meta.network import shared
+from lifelong.meta.normalisation import Norm
 from lifelong.tree import Params
 
 
@@ -17,8 +18,8 @@ def embedded(problem: Problem, meta: Params, episodes: Episodes) -> tuple[Tensor
     Both go through the trunk together, so that transductive batch norm has one mean for them.
     """
     shots, weights = episodes.support.shape[1], shared(network_weights(meta), len(episodes))
-    first = None if problem.network.statistics == "transductive" else shots
-    features = problem.network.features(weights, torch.cat([episodes.support, episodes.query], 1), first)
+    norm = Norm(shots if problem.network.statistics == "support" else None)
+    features = problem.network.features(weights, torch.cat([episodes.support, episodes.query], 1), norm)
     return features[:, :shots], features[:, shots:]
 
 

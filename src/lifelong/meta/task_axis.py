@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lifelong.meta.columns import Window, to_columns
-from lifelong.meta.normalisation import BatchNorm, normalised
+from lifelong.meta.normalisation import BatchNorm, Norm, affine, normalised
 from lifelong.tree import Params
 
 # They act on each number alone, so they need not know how tasks are laid out.
@@ -37,6 +37,10 @@ class Layout(Protocol):
         self, inputs: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, first: int | None
     ) -> Tensor:
         """Return each task's channels normalised over its (`first`) samples and their positions."""
+        ...
+
+    def transform(self, inputs: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """Return `inputs * scale + shift`, these for each channel, `[tasks, channels]`."""
         ...
 
     def pool(self, inputs: Tensor, layer: nn.MaxPool2d) -> Tensor:
@@ -76,6 +80,9 @@ class Columns:
         shape = (len(inputs), 1, 1, 1, -1)
         return normalised(inputs, inputs[:, :first], [1, 2, 3], _shaped(weight, shape), _shaped(bias, shape), eps)
 
+    def transform(self, inputs: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        return inputs * scale[:, None, None, None] + shift[:, None, None, None]
+
     def pool(self, inputs: Tensor, layer: nn.MaxPool2d) -> Tensor:
         pooled: Tensor = layer(inputs.flatten(0, 1).movedim(-1, 1))
         return pooled.movedim(1, -1).view(*inputs.shape[:2], *pooled.shape[2:], -1)
@@ -106,6 +113,9 @@ class Grouped:
         shape = (1, -1, 1, 1)
         return normalised(inputs, inputs[:first], [0, 2, 3], _shaped(weight, shape), _shaped(bias, shape), eps)
 
+    def transform(self, inputs: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        return inputs * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)
+
     def pool(self, inputs: Tensor, layer: nn.MaxPool2d) -> Tensor:
         pooled: Tensor = layer(inputs)
         return pooled
@@ -128,7 +138,7 @@ def layers(module: nn.Module) -> list[tuple[str, nn.Module]] | None:
     return found if sequential and all(_known(layer) for _, layer in found) else None
 
 
-def run(layout: Layout, module: nn.Module, weights: Params, inputs: Tensor, first: int | None) -> Tensor:
+def run(layout: Layout, module: nn.Module, weights: Params, inputs: Tensor, norm: Norm) -> Tensor:
     """Return the outputs of `module` for each task's inputs under each task's weights.
 
     Args:
@@ -136,7 +146,7 @@ def run(layout: Layout, module: nn.Module, weights: Params, inputs: Tensor, firs
         module: made of `layers`; its own weights are not looked at.
         weights: by the names of `module`, each `[tasks, ...]`.
         inputs: `[tasks, samples, ...]`.
-        first: batch norm takes its statistics from so many leading samples of each task, or from all (None).
+        norm: whose statistics batch norm takes.
 
     Returns:
         `[tasks, samples, ...]`.
@@ -152,25 +162,40 @@ def run(layout: Layout, module: nn.Module, weights: Params, inputs: Tensor, firs
             outputs, inside = layout.enter(outputs), True
         elif inside and not pictures and not isinstance(layer, _ELEMENTWISE):
             outputs, inside = layout.leave(outputs, tasks), False
-        outputs = _layer(layout, layer, weight, bias, outputs, first)
+        if isinstance(layer, BatchNorm):
+            outputs = _normalised(layout, layer, weight, bias, outputs, tasks, norm.first, norm.of(name))
+        else:
+            outputs = _layer(layout, layer, weight, bias, outputs)
     return layout.leave(outputs, tasks) if inside else outputs
 
 
-def _layer(
-    layout: Layout, layer: nn.Module, weight: Tensor | None, bias: Tensor | None, inputs: Tensor, first: int | None
+def _normalised(
+    layout: Layout,
+    layer: BatchNorm,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    inputs: Tensor,
+    tasks: int,
+    first: int | None,
+    fixed: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
+    if fixed is not None:
+        scale, shift = (each.expand(tasks, -1) for each in affine(*fixed, weight, bias, layer.eps))
+        vectors = inputs.dim() == 3
+        return inputs * scale[:, None] + shift[:, None] if vectors else layout.transform(inputs, scale, shift)
+    if inputs.dim() != 3:
+        return layout.normalise(inputs, weight, bias, layer.eps, first)
+    shape = (len(inputs), 1, -1)
+    return normalised(inputs, inputs[:, :first], [1], _shaped(weight, shape), _shaped(bias, shape), layer.eps)
+
+
+def _layer(layout: Layout, layer: nn.Module, weight: Tensor | None, bias: Tensor | None, inputs: Tensor) -> Tensor:
     match layer:
         case nn.Conv2d() if weight is not None:
             outputs = layout.convolve(inputs, weight, bias, layer)
         case nn.Linear() if weight is not None:
             turned = weight.transpose(1, 2)
             outputs = torch.bmm(inputs, turned) if bias is None else torch.baddbmm(bias.unsqueeze(1), inputs, turned)
-        case BatchNorm() if inputs.dim() == 3:
-            shape = (len(inputs), 1, -1)
-            weight, bias = _shaped(weight, shape), _shaped(bias, shape)
-            outputs = normalised(inputs, inputs[:, :first], [1], weight, bias, layer.eps)
-        case BatchNorm():
-            outputs = layout.normalise(inputs, weight, bias, layer.eps, first)
         case nn.MaxPool2d():
             outputs = layout.pool(inputs, layer)
         case nn.AdaptiveAvgPool2d():

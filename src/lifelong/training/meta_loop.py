@@ -16,6 +16,9 @@ from lifelong.meta.learner import MetaLearner, Problem
 from lifelong.training.meta_evaluation import Adaptation, evaluate
 from lifelong.tree import Params
 
+# Training tasks on which statistics for tests are measured.
+_SETTLED = 32
+
 
 @dataclass
 class MetaTraining:
@@ -116,13 +119,21 @@ def meta_train(
             for group in groups:
                 group["lr"] = group["initial_lr"] * schedule.rate(training.iteration / schedule.iterations)
         made = _iterate(training, source, schedule)
-        looked = _look(training, validation, schedule) if validation and _due(training, schedule) else None
+        looked = _look(training, source, validation, schedule) if validation and _due(training, schedule) else None
         # Before it is said that the step is done, so that a state saved then has looked already.
         if looked is not None:
             yield looked
         yield made
     if training.best_meta:
         tree.copy_(training.meta, training.best_meta)
+    training.buffers = settled(training, source)
+
+
+def settled(training: MetaTraining, source: Source) -> Params:
+    """Return the buffers that tests need, with what is to be measured on tasks of `source`, the same ones each time."""
+    drawn = source.draw(_SETTLED, randomness.generator(training.seed, "settled"))
+    held = {name: each.detach() for name, each in training.meta.items()}
+    return training.algorithm.settled(training.problem, held, training.buffers, drawn)
 
 
 def _iterate(training: MetaTraining, source: Source, schedule: MetaSchedule) -> Iteration:
@@ -148,13 +159,13 @@ def _iterate(training: MetaTraining, source: Source, schedule: MetaSchedule) -> 
     return Iteration(training.iteration, float(found.losses.mean()), float(found.scores.mean()))
 
 
-def _look(training: MetaTraining, validation: Source, schedule: MetaSchedule) -> Validated:
+def _look(training: MetaTraining, source: Source, validation: Source, schedule: MetaSchedule) -> Validated:
     found = evaluate(
         training.algorithm,
         training.problem,
         training.engine,
         training.meta,
-        training.buffers,
+        settled(training, source),
         validation,
         tasks=schedule.validation_tasks,
         seed=training.seed,

@@ -1,0 +1,225 @@
+"""Meta-training from the recipe to the result: it learns, goes on to the bit, and is a start for streams."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lifelong.cli import main
+from lifelong.errors import DivergedError, InputError
+from lifelong.experiments.meta_plan import meta_plan
+from lifelong.experiments.meta_recipe import meta_differences, meta_recipe, meta_record
+from lifelong.experiments.meta_run import Started, meta_events, meta_test
+from lifelong.experiments.run import Every, Finished
+from lifelong.meta import ALGORITHMS
+from lifelong.training.meta_loop import Iteration, Validated
+
+DIGITS: dict[str, Any] = {
+    "data": "digits",
+    "ways": 2,
+    "shots": 2,
+    "queries": 5,
+    "train_classes": 5,
+    "validation_classes": 2,
+    "model": {"name": "mlp", "hidden": 16},
+    "iterations": 12,
+    "tasks": 4,
+    "validate_every": 5,
+    "validation_tasks": 10,
+    "test_tasks": 20,
+    "tasks_at_once": 2,
+    "formulation": "columns",
+    "threads": 1,
+}
+
+
+def result_of(values: dict[str, Any], out: Path, **options: Any) -> dict[str, Any]:
+    *_, last = meta_events(meta_recipe(values), out, **options)
+    assert isinstance(last, Finished)
+    return last.result
+
+
+def stopped_after(iterations: int, values: dict[str, Any], out: Path) -> None:
+    """Kill a training that saves at every third iteration."""
+    for event in meta_events(meta_recipe(values), out, checkpoint_every=Every(3, None)):
+        if isinstance(event, Iteration) and event.iteration == iterations:
+            return
+
+
+@pytest.mark.parametrize("name", ["maml", "meta-sgd", "reptile", "fine-tuning"])
+def test_a_training_that_was_killed_goes_on_to_the_same_bits(name: str, tmp_path: Path) -> None:
+    values = {**DIGITS, "algorithm": name, "schedule": "linear"}
+    whole = result_of(values, tmp_path / "whole")
+    stopped_after(8, values, tmp_path / "killed")
+    resumed = [*meta_events(meta_recipe(values), tmp_path / "killed", resume=True)]
+    assert isinstance(resumed[0], Started)
+    assert resumed[0].iteration == 6
+    for file in ("meta.safetensors", "model.safetensors"):
+        assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    again = json.loads((tmp_path / "killed" / "result.json").read_text())
+    for key in ("test", "interval", "calibration", "curve", "validation", "best_validation"):
+        assert again[key] == whole[key], key
+
+
+def test_sinusoids_are_learned_and_adapted_to(tmp_path: Path) -> None:
+    values = {"shots": 10, "queries": 10, "iterations": 300, "tasks": 16, "lr": 0.01, "validate_every": 0}
+    found = result_of(
+        {**values, "algorithm": {"name": "maml", "rate": 0.01, "test_steps": 3}, "threads": 1}, tmp_path / "maml"
+    )
+    assert len(found["test"]) == 4
+    assert found["test"][3] < found["test"][0] - 0.5
+    assert found["test"][3] + found["interval"][3] < 3.2  # the mean wave of all tasks has about 4.2
+    assert found["calibration"] == []
+    assert found["measure"] == "mean squared error"
+
+
+def test_the_best_weights_on_validation_tasks_are_kept(tmp_path: Path) -> None:
+    values = {**DIGITS, "iterations": 60, "lr": 0.05, "patience": 2}
+    events = [*meta_events(meta_recipe(values), tmp_path / "run")]
+    looks = [event for event in events if isinstance(event, Validated)]
+    scores = [look.found.score[-1] for look in looks]
+    result = events[-1].result  # type: ignore[union-attr]
+    assert result["best_validation"] == max(scores)
+    assert result["iterations"] < 60
+    assert [look.best for look in looks[-2:]] == [False, False]
+    judged = meta_test(tmp_path / "run", {"evaluate_on": "validation", "test_tasks": 10})
+    assert judged["test"][-1] == pytest.approx(max(scores))
+
+
+def test_a_test_of_what_was_trained_is_the_one_that_was_made(tmp_path: Path) -> None:
+    found = result_of({**DIGITS, "algorithm": "protonet"}, tmp_path / "run")
+    again = meta_test(tmp_path / "run", {})
+    assert again["test"] == found["test"]
+    assert again["calibration"] == found["calibration"]
+    more = meta_test(tmp_path / "run", {"ways": 3, "validation_classes": 0, "test_classes": 3})
+    assert len(more["test"]) == 1
+    assert more["test"] != found["test"]
+
+
+def test_weights_are_a_start_for_a_stream(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = {**DIGITS, "model": {"name": "convnet", "channels": [4, 4], "halve": "stride"}, "iterations": 3}
+    result_of({**values, "formulation": "grouped"}, tmp_path / "meta")
+    weights = load_file(tmp_path / "meta" / "model.safetensors")
+    assert int(weights["trunk.1.num_batches_tracked"]) > 0
+    assert not torch.equal(weights["trunk.1.running_mean"], torch.zeros(4))
+    command = ["run", "--init", str(tmp_path / "meta"), "--stream", "split-digits", "--scenario", "task", "--json"]
+    model = ["--model", "convnet", "--model.channels", "4,4", "--model.halve", "stride"]
+    short = ["--lr", "1e-12", "--steps", "1", "--out", str(tmp_path / "run")]
+    assert main([*command, *model, *short]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["recipe"]["weights"]["name"] == str(tmp_path / "meta")
+    kept = load_file(tmp_path / "run" / "model.safetensors")
+    torch.testing.assert_close(kept["trunk.0.weight"], weights["trunk.0.weight"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ways": 3}, r"ways = 3 is more than the 2 classes of validation tasks: .* set validation_classes"),
+        ({"algorithm": "mamml"}, "unknown algorithm 'mamml', did you mean 'maml'?"),
+        ({"algorithm": {"name": "anil", "rats": 1}}, "algorithm anil has no setting 'rats', did you mean 'rate'?"),
+        ({"data": "sinusoids", "algorithm": "protonet"}, "algorithm protonet needs classes, and sinusoids have none"),
+        ({"train_classes": 9}, "digits has 10 classes, which do not suffice for train_classes = 9"),
+        ({"shots": 500}, r"class \d has \d+ samples, and shots \+ queries = 500 \+ 5 are needed of each"),
+        ({"algorithm": "protonet", "statistics": "per-step"}, "algorithm protonet keeps no statistics per-step"),
+        ({"patience": 2, "validate_every": 0}, "patience watches validation tasks"),
+        (
+            {"data": "digits", "rotations": "all", "iterationz": 1},
+            "has no setting 'iterationz', did you mean 'iterations'?",
+        ),
+    ],
+)
+def test_bad_input_is_one_line(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        result_of({**DIGITS, **changes}, tmp_path / "run")
+    # The recipe that is put right may have the folder.
+    assert not (tmp_path / "run" / "recipe.json").exists()
+
+
+def test_divergence_is_told_with_task_step_and_rate(tmp_path: Path) -> None:
+    with pytest.raises(
+        DivergedError, match=r"loss of task \d of 4 .* in iteration 1, at inner step \d+ with rate = 1e\+30"
+    ):
+        result_of({**DIGITS, "algorithm": {"name": "maml", "rate": 1e30, "steps": 3}}, tmp_path / "run")
+
+
+def test_another_head_is_refused_in_a_test(tmp_path: Path) -> None:
+    result_of(DIGITS, tmp_path / "run")
+    with pytest.raises(
+        InputError, match=r"head\.weight has the shape \[2, 16\] .* as many ways in tests as in training"
+    ):
+        meta_test(tmp_path / "run", {"ways": 3, "train_classes": 4, "validation_classes": 3})
+    with pytest.raises(InputError, match="holds no finished meta-training"):
+        meta_test(tmp_path, {})
+
+
+def test_recipes_survive_a_round_trip() -> None:
+    made = meta_recipe({**DIGITS, "algorithm": {"name": "anil", "rate": 0.1, "layers": ["head"]}})
+    assert meta_recipe(meta_record(made)) == made
+    assert meta_differences(meta_record(made), meta_record(meta_recipe({**meta_record(made), "threads": 2}))) == []
+
+
+def test_a_plan_is_algorithms_times_seeds() -> None:
+    planned = meta_plan(
+        {
+            "data": "digits",
+            "algorithms": {"maml": {"rate": 0.2}, "slow": {"algorithm": "maml", "rate": 0.01, "lr": 0.1}},
+            "seeds": 2,
+            "experiments": {"a": {"ways": 2}, "b": {"algorithms": {"maml": {"steps": 3}}, "seeds": 1}},
+        }
+    )
+    assert [each.name for each in planned] == [
+        "a/maml/seed-0",
+        "a/maml/seed-1",
+        "a/slow/seed-0",
+        "a/slow/seed-1",
+        "b/maml/seed-0",
+        "b/slow/seed-0",
+    ]
+    assert planned[3].recipe.algorithm_settings == {"rate": 0.01}
+    assert planned[3].recipe.lr == 0.1
+    assert planned[4].recipe.algorithm_settings == {"rate": 0.2, "steps": 3}
+    chosen = meta_plan(
+        {"algorithms": {"maml": {"lr": 0.1}, "anil": {}}, "experiments": {"a": {"lr": 0.2}, "b": {}}},
+        {"lr": 0.5},
+        algorithms=["maml"],
+        experiments=["b"],
+    )
+    assert [(each.name, each.recipe.lr) for each in chosen] == [("b/maml/seed-0", 0.5)]
+    with pytest.raises(InputError, match="unknown experiment 'c'"):
+        meta_plan({"experiments": {"a": {}}}, experiments=["c"])
+    with pytest.raises(InputError, match=r"algorithm maml has no setting 'stpes', did you mean 'steps'?"):
+        meta_plan({"algorithms": {"maml": {"stpes": 1}}})
+
+
+def test_the_command_trains_tests_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps({**DIGITS, "iterations": 4, "algorithms": {"fomaml": {}, "protonet": {}}}))
+    assert main(["meta", "train", str(recipe), "--out", str(tmp_path / "runs"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [each["name"] for each in found] == ["fomaml/seed-0", "protonet/seed-0"]
+    page = (tmp_path / "runs" / "report.html").read_text()
+    assert "Adapting to new tasks" in page
+    assert "data:image/png" in page
+    assert main(["report", str(tmp_path / "runs"), "-o", str(tmp_path / "again.html"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == found
+    assert (tmp_path / "again.html").is_file()
+    assert main(["meta", "test", str(tmp_path / "runs" / "fomaml" / "seed-0"), "--test-tasks", "7", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["test_tasks"] == 7
+    assert main(["meta", "train", "--out", str(tmp_path / "runs" / "fomaml" / "seed-0")]) == 2
+    assert "holds a run of another recipe" in capsys.readouterr().err
+    assert main(["meta", "tset", "x"]) == 2
+    assert "unknown action 'tset', did you mean 'test'?" in capsys.readouterr().err
+
+
+def test_all_algorithms_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "meta", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert listed.keys() == ALGORITHMS.keys()
+    assert listed["maml"]["paper"].endswith("1703.03400")
+    assert all(setting["meaning"] for each in listed.values() for setting in each["settings"])
