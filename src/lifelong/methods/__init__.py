@@ -29,16 +29,19 @@ from lifelong.methods.hat import HAT
 from lifelong.methods.icarl import ICaRL
 from lifelong.methods.joint import Joint
 from lifelong.methods.l2 import L2
+from lifelong.methods.la_maml import LaMAML
 from lifelong.methods.lfl import LFL
 from lifelong.methods.lwf import LwF
 from lifelong.methods.lwf_mc import LwFMC
 from lifelong.methods.mas import MAS
+from lifelong.methods.mbpa import MbPA
 from lifelong.methods.merge import TIESCL, AverageIndependent, AverageSequential, MagMax, MaxAbs, Merge, RandMix
 from lifelong.methods.method import Method
 from lifelong.methods.mir import MIR
 from lifelong.methods.model_soup import ModelSoup
 from lifelong.methods.naive import Naive
 from lifelong.methods.ncm import NCM
+from lifelong.methods.oml import OML
 from lifelong.methods.opcm import OPCM
 from lifelong.methods.packnet import PackNet
 from lifelong.methods.piggyback import Piggyback
@@ -73,6 +76,9 @@ METHODS: dict[str, type[Method]] = {
     "mir": MIR,
     "gss": GSS,
     "gdumb": GDumb,
+    "mbpa": MbPA,
+    "la-maml": LaMAML,
+    "oml": OML,
     "icarl": ICaRL,
     "bic": BiC,
     "gem": GEM,
@@ -123,6 +129,7 @@ __all__ = [
     "METHODS",
     "MIR",
     "NCM",
+    "OML",
     "OPCM",
     "SCP",
     "SI",
@@ -141,10 +148,12 @@ __all__ = [
     "Growing",
     "ICaRL",
     "Joint",
+    "LaMAML",
     "LwF",
     "LwFMC",
     "MagMax",
     "MaxAbs",
+    "MbPA",
     "Merge",
     "Method",
     "ModelSoup",
