@@ -50,7 +50,7 @@ def _train(arguments: Namespace) -> int:
     from lifelong.experiments.meta_run import meta_events
     from lifelong.experiments.plan import merged
     from lifelong.experiments.run import Every, Finished
-    from lifelong.reports import write_meta_report
+    from lifelong.reports import over_seeds, write_meta_report
     from lifelong.yaml_file import read_yaml
 
     if arguments.out is None:
@@ -81,6 +81,9 @@ def _train(arguments: Namespace) -> int:
         print(json.dumps(found if several else found[0]))
         return 0
     _print([(each["name"], each) for each in found])
+    for name, cells in over_seeds(found):
+        seeds, before, after = (text for text, _ in cells)
+        print(f"{name}: {before} before and {after} after, over {seeds} seeds")
     print(page)
     return 0
 

@@ -178,6 +178,7 @@ def _finish(
         judged,
         tasks=recipe.test_tasks,
         seed=recipe.seed,
+        purpose=recipe.evaluate_on,
     )
     write_file(out / "meta.safetensors", save(_whole({**training.meta, **_prefixed(training.buffers)})))
     write_file(out / "model.safetensors", save(_whole(_network(recipe, tasks, training.meta))))
@@ -247,7 +248,15 @@ def meta_test(folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
     if judged is None:
         raise InputError("evaluate_on validation needs some: set validation_classes")
     found = evaluate(
-        made, training.problem, how, training.meta, buffers, judged, tasks=recipe.test_tasks, seed=recipe.seed
+        made,
+        training.problem,
+        how,
+        training.meta,
+        buffers,
+        judged,
+        tasks=recipe.test_tasks,
+        seed=recipe.seed,
+        purpose=recipe.evaluate_on,
     )
     return {"kind": "meta", "recipe": meta_record(recipe), **test_record(found), **results.surroundings()}
 

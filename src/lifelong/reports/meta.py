@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import yaml
 from lifelong.errors import InputError
 from lifelong.reports.columns import UNKNOWN, Cell, human_bytes
 from lifelong.reports.page import check_name, figures, write_page
+from lifelong.reports.summary import Estimate, estimate
 
 _SURROUNDINGS = ("lifelong", "torch", "python", "platform", "device")
 
@@ -44,11 +46,31 @@ def write_meta_report(found: Sequence[Mapping[str, Any]], out: Path) -> Path:
         "headings": [heading for heading, _ in _COLUMNS],
         "rows": [(each["name"], [cell(each) for _, cell in _COLUMNS]) for each in found],
         "figures": drawn,
+        "seeds": over_seeds(found),
         "examples": [(each["name"], each["example"]) for each in found if each.get("example")][:4],
         "recipe": yaml.safe_dump(first["recipe"], sort_keys=False, allow_unicode=True) if len(found) == 1 else None,
         "surroundings": {name: str(first[name]) for name in _SURROUNDINGS if first.get(name)},
     }
     return write_page("meta.html.j2", out, drawn, content)
+
+
+def over_seeds(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Cell]]]:
+    """Return, for trainings that differ in their seed alone, the mean scores of all and the interval over seeds."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for each in found:
+        groups.setdefault(re.sub(r"/?seed-\d+$", "", each["name"]), []).append(each)
+    rows: list[tuple[str, list[Cell]]] = []
+    for name, runs in groups.items():
+        ends = [estimate(run["test"][place] for run in runs) for place in (0, -1)]
+        if len(runs) > 1 and None not in ends:
+            percent = runs[0]["measure"] == "accuracy"
+            rows.append((name, [(str(len(runs)), len(runs)), *(_of_seeds(each, percent) for each in ends if each)]))
+    return rows
+
+
+def _of_seeds(found: Estimate, percent: bool) -> Cell:
+    half = found.half_width or 0.0
+    return (f"{found.mean:.2%} ± {half:.2%}" if percent else f"{found.mean:.4f} ± {half:.4f}"), found.mean
 
 
 def _score(place: int) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -49,13 +50,14 @@ def evaluate(
     *,
     tasks: int,
     seed: int,
+    purpose: Literal["validation", "test"],
 ) -> Adaptation:
-    """Return how well `meta` adapts to `tasks` tasks of `source`, the same ones for the same `seed`."""
+    """Return how well `meta` adapts to `tasks` tasks of `source`, the same ones for the same `seed` and `purpose`."""
     scores: list[Tensor] = []
     bins: Tensor | None = None
     spent, left, number = 0.0, tasks, 0
     while left > 0:
-        episodes = source.draw(min(left, _BATCH), randomness.generator(seed, "evaluation", number))
+        episodes = source.draw(min(left, _BATCH), randomness.generator(seed, purpose, number))
         begun = time.perf_counter()
         outputs = answers(algorithm, problem, engine, meta, buffers, episodes)
         spent += time.perf_counter() - begun

@@ -169,6 +169,7 @@ def _look(training: MetaTraining, source: Source, validation: Source, schedule: 
         validation,
         tasks=schedule.validation_tasks,
         seed=training.seed,
+        purpose="validation",
     )
     score = found.score[-1]
     better = training.best is None or (score < training.best if schedule.lower_is_better else score > training.best)

@@ -1,0 +1,66 @@
+"""The page of meta-trainings: what it says of each, and over seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lifelong.errors import InputError
+from lifelong.reports import over_seeds, write_meta_report
+
+
+def made_up(name: str, last: float, **changes: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "kind": "meta",
+        "recipe": {"ways": 5, "shots": 1, "queries": 1, "statistics": "transductive"},
+        "algorithm": "maml",
+        "data": "omniglot",
+        "measure": "accuracy",
+        "iterations": 20,
+        "test": [0.2, last],
+        "interval": [0.01, 0.02],
+        "calibration": [0.5, 0.04],
+        "test_tasks": 600,
+        "seconds_per_task": 0.01,
+        "curve": [[10, 1.0, 0.5], [20, 0.8, 0.6]],
+        "validation": [[20, [0.2, 0.7], [0.01, 0.01]]],
+        "seconds": 90.0,
+        "tasks_per_second": 12.0,
+        "memory": {"peak_rss_bytes": 2**29},
+        **changes,
+    }
+
+
+def test_the_page_has_scores_with_intervals_and_charts(tmp_path: Path) -> None:
+    page = write_meta_report([made_up("maml", 0.93)], tmp_path / "page.html").read_text()
+    for said in ("93.00% ± 2.00%", "5-way 1-shot, 1 queries, transductive", "0.040", "1.5", "Learning to learn"):
+        assert said in page, said
+    assert "Over seeds" not in page
+    rows = (tmp_path / "page" / "adaptation.csv").read_text().splitlines()
+    assert rows[0] == "label,step,score,low,high"
+    assert rows[2].startswith("maml,1,0.93,0.91,")
+
+
+def test_regression_has_errors_and_no_calibration(tmp_path: Path) -> None:
+    found = made_up("maml", 0.125, measure="mean squared error", calibration=[])
+    page = write_meta_report([found], tmp_path / "page.html").read_text()
+    assert "0.1250 ± 0.0200" in page
+    assert "12.50%" not in page
+
+
+def test_seeds_are_taken_together(tmp_path: Path) -> None:
+    runs = [made_up(f"5-way/maml/seed-{seed}", last) for seed, last in enumerate((0.90, 0.92, 0.94))]
+    found = over_seeds([*runs, made_up("5-way/anil/seed-0", 0.5)])
+    assert [name for name, _ in found] == ["5-way/maml"]
+    seeds, before, after = (text for text, _ in found[0][1])
+    # Student's t of 4.303 for two degrees of freedom, times 0.02 / sqrt(3).
+    assert (seeds, before, after) == ("3", "20.00% ± 0.00%", "92.00% ± 4.97%")
+    assert "Over seeds" in write_meta_report(runs, tmp_path / "page.html").read_text()
+
+
+def test_nothing_cannot_be_reported(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no results"):
+        write_meta_report([], tmp_path / "page.html")
