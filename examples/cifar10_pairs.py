@@ -18,17 +18,19 @@ def main(words: list[str] | None = None) -> list[dict[str, Any]]:
     """Run both methods, print how well each answers after each pair, and return the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=500, help="training samples of each pair (default 500)")
+    parser.add_argument("--data", default="cifar10:0-3", help="data of four classes (default cifar10:0-3)")
+    parser.add_argument("--model", default="efficientnet-lite0", help="or hf:FOLDER of another image encoder")
     parser.add_argument("--image-size", type=int, default=64, help="pixels a side that images are resized to")
     chosen = parser.parse_args(words)
     results = lifelong.compare(
         ["naive", "magmax"],
         stream="split",
-        data="cifar10:0-3",
+        data=chosen.data,
         tasks=2,
         scenario="class",
         train_samples=chosen.samples,
         test_samples=chosen.samples,
-        model={"name": "efficientnet-lite0", "image_size": chosen.image_size, "fix_batch_norm": True},
+        model={"name": chosen.model, "image_size": chosen.image_size, "fix_batch_norm": True},
         head_rows="class-means",  # outputs that stay: the mean features of each class
         optimizer="adamw",
         lr=1e-4,
