@@ -70,6 +70,24 @@ def test_every_task_has_its_own_weights(formulation: Formulation, pool: bool) ->
         torch.testing.assert_close(found[task], expected)
 
 
+@pytest.mark.parametrize("formulation", ["grouped", "columns"])
+def test_pooling_before_a_relu_gives_the_same_numbers_and_gradients(formulation: Formulation) -> None:
+    torch.manual_seed(0)
+    trunk = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()).double()
+    network = task_network(trunk, nn.Linear(48, 2).double(), torch.rand(2, 1, 8, 8).double(), formulation=formulation)
+    weights = {name: each.expand(2, *each.shape).clone().requires_grad_() for name, each in network.initial().items()}
+    inputs = torch.randn(2, 5, 1, 8, 8, dtype=torch.float64)
+    inputs[:, 0] = -3.0  # pictures of one colour: all places of a window tie
+    found = network.features(weights, inputs)
+    expected = trunk(inputs.flatten(0, 1)).view(2, 5, -1)
+    torch.testing.assert_close(found, expected)
+    factors = torch.randn_like(expected)
+    (found * factors).sum().backward()
+    (expected * factors).sum().backward()
+    for name, each in trunk.named_parameters():
+        torch.testing.assert_close(weights[f"trunk.{name}"].grad.sum(0), each.grad)  # type: ignore[union-attr]
+
+
 def test_columns_and_their_adjoint() -> None:
     """`<to_columns(x), y> = <x, from_columns(y)>`, and both are as `torch.nn.functional.unfold` has them."""
     window = Window((3, 2), (2, 1), (1, 0), (5, 4))

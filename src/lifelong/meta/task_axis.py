@@ -135,7 +135,16 @@ def layers(module: nn.Module) -> list[tuple[str, nn.Module]] | None:
         if not isinstance(each, nn.Sequential) and not list(each.children())
     ]
     sequential = all(isinstance(each, nn.Sequential) for each in module.modules() if list(each.children()))
-    return found if sequential and all(_known(layer) for _, layer in found) else None
+    return _pooled_early(found) if sequential and all(_known(layer) for _, layer in found) else None
+
+
+def _pooled_early(found: list[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
+    """Return `found` with each ReLU after the max pooling that follows it: the same numbers, a quarter of the work."""
+    ordered = list(found)
+    for place in range(1, len(ordered)):
+        if isinstance(ordered[place - 1][1], nn.ReLU) and isinstance(ordered[place][1], nn.MaxPool2d):
+            ordered[place - 1 : place + 1] = [ordered[place], ordered[place - 1]]
+    return ordered
 
 
 def run(layout: Layout, module: nn.Module, weights: Params, inputs: Tensor, norm: Norm) -> Tensor:

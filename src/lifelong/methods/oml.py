@@ -34,7 +34,7 @@ class OML(Rehearsal):
 
     paper: ClassVar[str] = "1905.12588"
 
-    rate: float = setting(0.1, "inner learning rate of the head", ge=0)
+    rate: float = setting(0.03, "inner learning rate of the head", ge=0)
     steps: int = setting(5, "inner steps, each on an equal part of the new samples of a batch", ge=1)
 
     def forward(self, learner: Learner, batch: Batch) -> Tensor:
