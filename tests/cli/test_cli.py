@@ -479,7 +479,7 @@ def test_an_error_in_a_worker_gets_one_line(tmp_path: Path) -> None:
 def test_list_is_one_document_of_every_kind(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert set(found) == {"streams", "methods", "rules", "models", "data", "optimizers"}
+    assert set(found) == {"streams", "methods", "rules", "models", "data", "optimizers", "meta"}
     assert {"permuted", "rotated", "split", "domains", "blurry"} == set(found["streams"])
     assert [name for name, entry in found["streams"].items() if not entry["boundaries"]] == ["blurry"]
     assert {"mlp", "convnet"} <= set(found["models"])

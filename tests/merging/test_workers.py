@@ -184,18 +184,21 @@ def test_an_interrupt_from_the_terminal_says_one_line_and_resumes(tmp_path: Path
     experts = ["a", "b"] * 8
     line = [sys.executable, "-m", "lifelong", "merge", "--rule", "ties", "--base", "base", *experts, "--threads", "2"]
     line += ["--rule.density", "0.2"]
-    begun = subprocess.Popen(
-        [*line, "--out", "out"], stderr=subprocess.PIPE, text=True, cwd=tmp_path, start_new_session=True
-    )
-    journal = tmp_path / "out.partial" / engine.JOURNAL
-    assert within_seconds(journal.exists)
-    # To the whole group, as a terminal does.
-    os.killpg(begun.pid, signal.SIGINT)
-    _, said = begun.communicate(timeout=60)
+    # On a busy machine this process may wake up too late to interrupt it.
+    for out in ("0", "1", "2", "3"):
+        begun = subprocess.Popen(
+            [*line, "--out", out], stderr=subprocess.PIPE, text=True, cwd=tmp_path, start_new_session=True
+        )
+        assert within_seconds((tmp_path / f"{out}.partial" / engine.JOURNAL).exists)
+        # To the whole group, as a terminal does.
+        os.killpg(begun.pid, signal.SIGINT)
+        _, said = begun.communicate(timeout=60)
+        if begun.returncode:
+            break
     assert begun.returncode == 130
     assert "interrupted" in said
     assert "Traceback" not in said
-    assert within_seconds(lambda: not (tmp_path / "out.partial.lock").exists())
-    for out, more in (("out", ["--resume"]), ("whole", [])):
-        subprocess.run([*line, "--out", out, *more], check=True, stdout=subprocess.DEVNULL, cwd=tmp_path)
-    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert within_seconds(lambda: not (tmp_path / f"{out}.partial.lock").exists())
+    for folder, more in ((out, ["--resume"]), ("whole", [])):
+        subprocess.run([*line, "--out", folder, *more], check=True, stdout=subprocess.DEVNULL, cwd=tmp_path)
+    assert contents(tmp_path / out) == contents(tmp_path / "whole")

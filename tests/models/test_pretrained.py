@@ -230,12 +230,13 @@ def test_names_of_classes_are_embedded_as_the_library_does(folders: dict[str, Pa
     rows, scale = models.class_embeddings(f"hf:{folders['clip']}", settings, ["film", "book"])
     model = transformers.CLIPModel.from_pretrained(folders["clip"]).eval()
     read = transformers.AutoTokenizer.from_pretrained(folders["clip"])
+    images = trunk(folders["clip"])
     with torch.no_grad():
         for row, name in zip(rows, ("film", "book"), strict=True):
             words = read(f"the {name} was good", return_tensors="pt")
-            output = model(input_ids=words["input_ids"], attention_mask=words["attention_mask"], pixel_values=IMAGES)
+            output = model(**words, pixel_values=images.prepared(IMAGES))
             torch.testing.assert_close(F.normalize(row, dim=0), output.text_embeds[0])
-            features = trunk(folders["clip"])(IMAGES)
+            features = images(IMAGES)
             torch.testing.assert_close(FixedBlock(row[None], scale)(features), output.logits_per_image)
     with pytest.raises(InputError, match="has no text tower"):
         models.class_embeddings(f"hf:{folders['vit']}", {}, ["film"])
