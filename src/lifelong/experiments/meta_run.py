@@ -20,6 +20,7 @@ from lifelong import randomness, tree
 from lifelong.errors import InputError, StateError
 from lifelong.experiments import memory, meta_build
 from lifelong.experiments import result as results
+from lifelong.experiments.build import device
 from lifelong.experiments.meta_example import example
 from lifelong.experiments.meta_recipe import SINUSOIDS, MetaRecipe, meta_differences, meta_recipe, meta_record
 from lifelong.experiments.run import Every, Finished, claim, due
@@ -81,6 +82,9 @@ def meta_events(
     """
     made = meta_build.algorithm(recipe)  # first: a wrong setting should be known before any data is read
     claim(out, meta_record(recipe), meta_differences, resume)
+    if device(recipe.device).type == "cuda":
+        # Some kernels of the GPU add in any order; the same seed must give the same bits.
+        torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         with filelock.FileLock(out / ".lock", timeout=0):
             if (out / "result.json").is_file():
@@ -154,13 +158,13 @@ def _save(training: MetaTraining, tally: MetaTally, out: Path) -> None:
 
 
 def _restore(training: MetaTraining, tally: MetaTally, saved: Any, tensors: dict[str, Tensor]) -> None:
-    device = next(iter(training.meta.values())).device
-    tree.copy_(training.meta, state.restore({}, saved["meta"], "meta", tensors, device))
-    training.buffers = state.restore({}, saved["buffers"], "buffers", tensors, device)
-    training.best_meta = state.restore({}, saved["best_meta"], "best", tensors, device)
+    where = next(iter(training.meta.values())).device
+    tree.copy_(training.meta, state.restore({}, saved["meta"], "meta", tensors, where))
+    training.buffers = state.restore({}, saved["buffers"], "buffers", tensors, where)
+    training.best_meta = state.restore({}, saved["best_meta"], "best", tensors, where)
     state.load_optimizer(training.optimizer, saved["optimizer"], tensors)
     training.iteration, training.best, training.waited = saved["position"]
-    state.restore(tally, saved["tally"], "tally", tensors, device)
+    state.restore(tally, saved["tally"], "tally", tensors, where)
 
 
 def _finish(
@@ -238,16 +242,16 @@ def meta_test(folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
     made, tasks = meta_build.algorithm(recipe), meta_build.sources(recipe)
     how = _test_engine(recipe, tasks)
     training = meta_build.training(recipe, tasks, made, how)
-    buffers = {name.removeprefix("buffer."): each for name, each in tensors.items() if name.startswith("buffer.")}
-    meta = {name: each for name, each in tensors.items() if not name.startswith("buffer.")}
+    found = {name: each.to(next(iter(training.meta.values())).device) for name, each in tensors.items()}
+    meta = {name: each for name, each in found.items() if not name.startswith("buffer.")}
     _check_shapes(folder, training.meta, meta)
-    tree.copy_(training.meta, {name: each.to(training.meta[name].device) for name, each in meta.items()})
-    training.buffers = buffers
+    tree.copy_(training.meta, meta)
+    training.buffers = {name.removeprefix("buffer."): found[name] for name in found.keys() - meta.keys()}
     buffers = settled(training, tasks.train)
     judged = tasks.validation if recipe.evaluate_on == "validation" else tasks.test
     if judged is None:
         raise InputError("evaluate_on validation needs some: set validation_classes")
-    found = evaluate(
+    reached = evaluate(
         made,
         training.problem,
         how,
@@ -258,7 +262,7 @@ def meta_test(folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
         seed=recipe.seed,
         purpose=recipe.evaluate_on,
     )
-    return {"kind": "meta", "recipe": meta_record(recipe), **test_record(found), **results.surroundings()}
+    return {"kind": "meta", "recipe": meta_record(recipe), **test_record(reached), **results.surroundings()}
 
 
 def read_meta(path: Path) -> dict[str, Any]:
