@@ -39,7 +39,7 @@ class LaMAML(Rehearsal):
     single_pass: ClassVar[bool] = True
     alone: ClassVar[str] = "it makes its steps itself, at rates that it learns"
 
-    rate: float = setting(0.1, "rate of each weight at first, inner and outer", gt=0)
+    rate: float = setting(0.05, "rate of each weight at first, inner and outer", gt=0)
     rate_lr: float = setting(0.1, "learning rate of the rates; 0 keeps them as they are", ge=0)
     steps: int = setting(5, "inner steps, each on an equal part of the new samples of a batch", ge=1)
     second_order: bool = setting(False, "differentiate through the inner gradients too")
