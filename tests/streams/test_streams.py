@@ -9,7 +9,7 @@ from lifelong.data import Dataset, Samples, from_tensors
 from lifelong.errors import InputError
 from lifelong.streams import Scenario, blurry, domains, permuted, rotated, split
 from lifelong.streams.assemble import Cut, Part, assemble
-from lifelong.streams.transforms import Augment, rotate
+from lifelong.streams.transforms import Augment, Rotate, rotate
 
 CPU = torch.device("cpu")
 
@@ -168,6 +168,13 @@ def test_every_image_has_its_own_angle() -> None:
             together[index : index + 1], rotate(pictures[index : index + 1], angles[index : index + 1])
         )
     assert not torch.allclose(rotate(pictures[:1], angles[:1]), rotate(pictures[:1], angles[2:]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+def test_one_angle_for_all_pictures_is_that_of_each(dtype: torch.dtype) -> None:
+    pictures = (255 * torch.rand(5, 3, 8, 12, generator=torch.Generator().manual_seed(0))).to(dtype)
+    assert torch.equal(Rotate(33.0)(pictures), rotate(pictures, torch.full((5,), 33.0)))
+    assert Rotate(33.0)(pictures[:0]).shape == (0, 3, 8, 12)
 
 
 def test_split_sizes_are_even_and_earlier_tasks_get_the_more() -> None:

@@ -28,10 +28,13 @@ class Rotate:
     degrees: float
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        # In chunks: the sampling grid is two floats a pixel, eight times the images themselves.
-        angles = torch.full((len(inputs),), self.degrees, device=inputs.device)
-        turned = [rotate(x, a) for x, a in zip(inputs.split(4096), angles.split(4096), strict=True)]
-        return torch.cat(turned) if turned else inputs
+        if not len(inputs):
+            return inputs
+        # As channels of one picture, all images share one sampling grid, which takes a tenth of the time; in chunks, as
+        # bytes become floats meanwhile.
+        angle = torch.full((1,), self.degrees, device=inputs.device)
+        turned = [rotate(chunk.flatten(0, 1).unsqueeze(0), angle).view_as(chunk) for chunk in inputs.split(4096)]
+        return torch.cat(turned)
 
 
 def rotate(images: Tensor, degrees: Tensor) -> Tensor:
