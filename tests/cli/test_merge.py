@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from merging.models import read, tensors, write
 
 from lifelong.cli import main
@@ -57,6 +58,7 @@ def test_a_recipe_and_options_say_the_same(models: Path, capsys: pytest.CaptureF
         (["--rule", "linear", "a", "b", "--out", "out", "--shard-size", "0GB"], "shard-size"),
         (["--rule", "linear", "a", "b", "--out", "out", "--threads", "0"], "threads"),
         (["--rule", "linear", "a", "b", "--out", "out", "--out-dtype", "float7"], "did you mean"),
+        (["--rule", "linear", "a", "b", "--out", "out", "--device", "cudo"], "did you mean 'cuda'?"),
     ],
 )
 def test_wrong_input_gets_one_line(
@@ -70,6 +72,17 @@ def test_wrong_input_gets_one_line(
     assert shown.err.count("\n") == 1
     assert says in shown.err
     assert sorted(models.rglob("*")) == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="what is said where there is no CUDA device")
+def test_a_device_that_is_not_there_is_asked_for_by_rules_of_whole_matrices_alone(
+    models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["merge", "--rule", "linear", "a", "b", "--out", "linear", "--device", "cuda"]) == 0
+    words = ["merge", "--rule", "tsv", "--base", "base", "a", "b", "--out", "tsv"]
+    assert main([*words, "--device", "cuda"]) == 2
+    assert "no CUDA device: take cpu" in capsys.readouterr().err
+    assert main([*words, "--device", "auto"]) == 0
 
 
 def test_rules_are_listed_as_recipes_spell_them(capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,6 +25,7 @@ from lifelong.merging.quantile import cuts
 from lifelong.merging.recipe import parsed
 from lifelong.merging.rule import BLOCK, Rule, Site, Stack
 from lifelong.merging.rules import RULES
+from lifelong.merging.work import elsewhere
 
 Numbers = np.ndarray[Any, Any]
 NAME = reference.NAME
@@ -331,6 +332,19 @@ def test_streamed_is_in_memory(name: str, models: Path, tmp_path: Path) -> None:
     # Rules read in pieces of their own; what is recorded of the inputs must not hang on it.
     manifest = json.loads((tmp_path / "out" / engine.MANIFEST).read_text())["tensors"]["lm_head.weight"]["sources"]
     assert manifest["a"] == digest(models, "a", tmp_path)
+
+
+@pytest.mark.parametrize("name", [name for name, rule in RULES.items() if elsewhere(rule())])
+def test_rules_of_whole_matrices_compute_where_they_are_told(name: str, models: Path, tmp_path: Path) -> None:
+    values = {"merge_method": name, "base_model": "base"}
+    named = {**values, "models": [{"model": each} for each in list("abc")[: experts_of(name)]]}
+    plan = planning.plan(parsed(named), models)
+    list(engine.merge(plan, tmp_path / "numpy", shard_bytes=10**9))
+    list(engine.merge(plan, tmp_path / "torch", shard_bytes=10**9, device="cpu"))
+    with_numpy, with_torch = (read(tmp_path / each) for each in ("numpy", "torch"))
+    for key, each in with_numpy.items():
+        np.testing.assert_allclose(with_torch[key], each, atol=1e-4)
+    assert engine.fingerprint(plan, 10**9, "cpu") != engine.fingerprint(plan, 10**9)
 
 
 def digest(models: Path, model: str, tmp_path: Path) -> str:

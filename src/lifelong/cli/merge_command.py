@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from lifelong.cli import merge_pages
 from lifelong.cli.arguments import Parser, Values, size
 from lifelong.cli.merge_pages import Scores
-from lifelong.errors import InputError
+from lifelong.errors import InputError, unknown
 
 if TYPE_CHECKING:
     from lifelong.merging.engine import Finished
@@ -67,6 +67,11 @@ def configure(parser: Parser) -> None:
     )
     parser.add_argument("--shard-size", default="5GB", metavar="SIZE", help="largest file of weights (default 5GB)")
     parser.add_argument("--threads", metavar="N", help="workers (default: the processors there are)")
+    parser.add_argument(
+        "--device",
+        default="auto",
+        help="where rules of whole matrices (tsv, iso_c ...) compute: auto (CUDA if there is one), cpu, cuda",
+    )
     parser.add_argument("--allow-nonfinite", action="store_true", help="merge inputs with NaN or infinities too")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted merge")
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output, nothing else there")
@@ -99,6 +104,7 @@ def main(arguments: Namespace) -> int:
         resume=arguments.resume,
         allow_nonfinite=arguments.allow_nonfinite,
         replace=arguments.into is not None,
+        device=_device(arguments.device, plan),
     )
     _watch(running, len(plan.jobs))
     seconds = time.monotonic() - began
@@ -107,6 +113,24 @@ def main(arguments: Namespace) -> int:
     page = merge_pages.write_merge_page(plan, out, scores, shares, threads=threads) if arguments.report else None
     _show(plan, out, seconds, scores, shares, page, arguments.json)
     return 0
+
+
+def _device(name: str, plan: Plan) -> str | None:
+    """Return where rules of whole matrices compute, None for NumPy; asks PyTorch only where the plan has any."""
+    from lifelong.merging.work import elsewhere
+
+    kinds = ("auto", "cpu", "cuda")
+    if name.partition(":")[0] not in kinds:
+        raise unknown("device", name, kinds)
+    if name == "cpu" or not any(job.rule is not None and elsewhere(job.rule) for job in plan.jobs):
+        return None
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda" if name == "auto" else name
+    if name == "auto":
+        return None
+    raise InputError(f"device {name}: this machine has no CUDA device: take cpu")
 
 
 def _inspect(arguments: Namespace) -> int:

@@ -62,6 +62,7 @@ def merge(
     resume: bool = False,
     allow_nonfinite: bool = False,
     replace: bool = False,
+    device: str | None = None,
 ) -> Iterator[Finished]:
     """Run `plan` and leave its result in the folder `out`; yields each tensor as it is finished.
 
@@ -73,6 +74,8 @@ def merge(
         resume: go on with what an interrupted merge of the same plan left in `OUT.partial`.
         allow_nonfinite: merge inputs that hold infinities or NaN instead of refusing them.
         replace: put the result in the place of what is at `out`, once it is whole.
+        device: where PyTorch computes rules of whole matrices (`elsewhere`), such as `cuda`; None for NumPy. All others
+            are bound by reading.
 
     Raises:
         InputError: `out` exists, an input that is not finite (all of them are listed), or a full disk; nothing is left
@@ -88,7 +91,7 @@ def merge(
     partial.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(f"{partial}.lock", timeout=0):
-            yield from _merge(plan, partial, threads, shard_bytes, allow_nonfinite)
+            yield from _merge(plan, partial, threads, shard_bytes, allow_nonfinite, device)
             _publish(partial, out)
     except Timeout:
         raise InputError(f"another process merges into {partial}") from None
@@ -97,10 +100,10 @@ def merge(
 
 
 def _merge(
-    plan: Plan, partial: Path, threads: int | None, shard_bytes: int, allow_nonfinite: bool
+    plan: Plan, partial: Path, threads: int | None, shard_bytes: int, allow_nonfinite: bool, device: str | None
 ) -> Iterator[Finished]:
     shapes = [(job.name, job.dtype, job.shape) for job in plan.jobs]
-    identity = fingerprint(plan, shard_bytes)
+    identity = fingerprint(plan, shard_bytes, device)
     journal = partial / JOURNAL
     known = _journaled(journal, identity) if journal.exists() else None
     if known is None:
@@ -119,7 +122,7 @@ def _merge(
             # A last line that a kill cut off must not swallow the next one.
             log.write("\n")
             todo = [index for index, job in enumerate(plan.jobs) if job.name not in finished]
-            for line in _run(plan, todo, output, count, allow_nonfinite):
+            for line in _run(plan, todo, output, count, allow_nonfinite, device):
                 log.write(json.dumps(line) + "\n")
                 log.flush()
                 finished[line["name"]] = line
@@ -141,12 +144,12 @@ def _merge(
 
 
 def _run(
-    plan: Plan, todo: Sequence[int], output: Output, count: int, allow_nonfinite: bool
+    plan: Plan, todo: Sequence[int], output: Output, count: int, allow_nonfinite: bool, device: str | None
 ) -> Iterator[dict[str, Any]]:
     """Run the jobs of `plan` left to do, by their indices, and yield the journal's line of each."""
     forks = _forks(plan, todo, count)
     facts = _surveyed(plan.jobs, functools.partial(spread, count=count, forks=forks)) if todo else {}
-    work = Work(plan.jobs, output, allow_nonfinite, plan.keep_running, facts)
+    work = Work(plan.jobs, output, allow_nonfinite, plan.keep_running, facts, device)
     # Tensors that are merged by several workers come first: at the end there is enough to do for all of them.
     order = sorted(todo, key=lambda index: not divided(plan.jobs[index]))
     ready = deque(task for index in order for task in tasks(index, plan.jobs[index]))
@@ -249,8 +252,8 @@ def _keep_freed_memory() -> None:
         library.mallopt(_M_TRIM_THRESHOLD, 1 << 27)
 
 
-def fingerprint(plan: Plan, shard_bytes: int) -> str:
-    """Return what tells this merge from another: its rules, its tensors, and the inputs' names, sizes and times."""
+def fingerprint(plan: Plan, shard_bytes: int, device: str | None = None) -> str:
+    """Return what tells this merge from another: rules, tensors, device, and the inputs' names, sizes and times."""
     jobs = [
         (job.name, job.dtype, job.shape, repr(job.rule), [(s.model, s.name) for s in job.sources]) for job in plan.jobs
     ]
@@ -259,7 +262,7 @@ def fingerprint(plan: Plan, shard_bytes: int) -> str:
         for name, model in plan.models.items()
         for file in model.files
     ]
-    return xxh3_128_hexdigest(json.dumps([jobs, files, shard_bytes, plan.keep_running, BLOCK]).encode())
+    return xxh3_128_hexdigest(json.dumps([jobs, files, shard_bytes, plan.keep_running, BLOCK, device]).encode())
 
 
 def _journaled(path: Path, identity: str) -> dict[str, dict[str, Any]] | None:

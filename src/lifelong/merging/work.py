@@ -143,6 +143,7 @@ class Work:
         allow_nonfinite: infinities and NaN in inputs pass.
         keep_running: the state of rules that take experts in one at a time is stored beside the result.
         facts: what rules know of the whole model, by the name of the tensor.
+        device: where PyTorch computes rules that can be computed `elsewhere`; None for NumPy.
     """
 
     jobs: Sequence[Job]
@@ -150,6 +151,7 @@ class Work:
     allow_nonfinite: bool
     keep_running: bool
     facts: Mapping[str, Any]
+    device: str | None = None
 
     def do(self, task: Task) -> Done:
         """Do one task.
@@ -219,6 +221,8 @@ class _Running:
             running = [each.values for each in self.job.running]
             state = [each.read(0, math.prod(each.shape)).reshape(each.shape) for each in running]
             merged = self._folded(rule, state, base, experts, site)
+        elif self.work.device is not None and elsewhere(rule):
+            merged = _on(self.work.device, rule, base, experts, self.facts, site)
         else:
             merged = rule.merge(base, experts, self.facts, site)
         merged = merged.reshape(-1)
@@ -255,6 +259,19 @@ class _Running:
     def _put(self, name: str, start: int, raw: np.ndarray[Any, Any]) -> None:
         self.work.output.write(name, start * raw.itemsize, raw)
         self.written.setdefault(name, {})[start] = xxh3_64_intdigest(raw.view(np.uint8).data)
+
+
+def elsewhere(rule: Rule) -> bool:
+    """Return whether a rule takes so long over whole matrices that an accelerator is worth the way there."""
+    return not rule.blockwise and not isinstance(rule, Folding)
+
+
+def _on(device: str, rule: Rule, base: Array | None, experts: list[Array], facts: Any, site: Site) -> Array:
+    # Only these rules are worth the second that its import takes.
+    import torch
+
+    start, *ends = (None if each is None else torch.from_numpy(each).to(device) for each in (base, *experts))
+    return rule.merge(start, ends, facts, site).cpu().numpy()
 
 
 def state_of(job: Job) -> list[tuple[str, str, tuple[int, ...]]]:
