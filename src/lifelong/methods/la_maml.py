@@ -32,7 +32,8 @@ class LaMAML(Rehearsal):
     on it. First order takes the inner gradients as constants: `grad_theta` is that at `theta_K`, and `grad_a` its
     product with minus the sum of the inner gradients, as the paper has it. A `rate_lr` of 0 leaves the paper's C-MAML.
 
-    The steps are its own: the run's optimiser, `lr` and `clip` do nothing.
+    The steps are its own: the run's optimiser, `lr` and `clip` do nothing. Answers are those of theta and not of
+    `theta_K`, so where inner steps overshoot the meta-loss falls and answers stay at chance: take a smaller rate.
     """
 
     paper: ClassVar[str] = "2007.13904"
