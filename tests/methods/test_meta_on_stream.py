@@ -114,7 +114,7 @@ def test_la_maml_without_learned_rates_leaves_them() -> None:
 
 
 def test_la_maml_bounds_the_norms_of_both_gradients() -> None:
-    method, learner, stream = begun("la-maml", norm=1e-3, rate_lr=1.0)
+    method, learner, stream = begun("la-maml", rate=0.1, norm=1e-3, rate_lr=1.0)
     start, rates = tree.snapshot(learner.params), tree.snapshot(method.rates)
     meta_loss(method, learner, some_batch(learner, stream)).backward()
     method.before_step(learner)
