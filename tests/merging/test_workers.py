@@ -146,7 +146,11 @@ ALIVE = """
 import os, time
 from lifelong.merging.workers import workers
 
-with workers(lambda seconds: print(os.getpid(), flush=True) or time.sleep(seconds), 2, forks=True) as hand:
+def say_and_sleep(seconds):
+    os.write(1, f'{os.getpid()}\\n'.encode())
+    time.sleep(seconds)
+
+with workers(say_and_sleep, 2, forks=True) as hand:
     for future in [hand(600), hand(600)]:
         future.result()
 """
@@ -169,10 +173,12 @@ def within_seconds(wanted: Any) -> bool:
 
 def test_workers_end_with_a_killed_parent() -> None:
     with subprocess.Popen([sys.executable, "-c", ALIVE], stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout is not None
-        children = [int(parent.stdout.readline()) for _ in range(2)]
-        assert all(running(each) for each in children)
-        parent.kill()
+        try:
+            assert parent.stdout is not None
+            children = [int(parent.stdout.readline()) for _ in range(2)]
+            assert all(running(each) for each in children)
+        finally:
+            parent.kill()
     assert within_seconds(lambda: not any(running(each) for each in children))
 
 
@@ -182,8 +188,10 @@ def test_an_interrupt_from_the_terminal_says_one_line_and_resumes(tmp_path: Path
         write(tmp_path / name, tensors(seed, base, rows=80_000))
     # So many experts that it is not done before it is interrupted.
     experts = ["a", "b"] * 8
-    line = [sys.executable, "-m", "lifelong", "merge", "--rule", "ties", "--base", "base", *experts, "--threads", "2"]
-    line += ["--rule.density", "0.2"]
+    # A shell starts what runs behind it with interrupts ignored, and so would this test's process be started there.
+    foreground = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    line = [sys.executable, "-c", f"{foreground}from lifelong.cli import entry; entry()", "merge", "--rule", "ties"]
+    line += ["--base", "base", *experts, "--threads", "2", "--rule.density", "0.2"]
     # On a busy machine this process may wake up too late to interrupt it.
     for out in ("0", "1", "2", "3"):
         begun = subprocess.Popen(
