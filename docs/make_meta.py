@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
-from lifelong import settings
+from settings_table import settings_table
+
 from lifelong.meta import ALGORITHMS
 
 
@@ -15,12 +16,7 @@ def main() -> None:
         paper = f"\n\nPaper: {kind.paper}" if kind.paper else ""
         tasks = "classification and regression" if kind.regression else "classification"
         parts.append(f"\n## {name}\n\n{inspect.getdoc(kind)}{paper}\n\nTasks: {tasks}\n")
-        declared = settings.fields(kind)
-        if declared:
-            parts.append("\n| setting | default | meaning |\n| --- | --- | --- |\n")
-        for field in declared:
-            meaning = field.metadata["meaning"].replace("|", "\\|")
-            parts.append(f"| `{field.name}` | `{settings.default_of(field)}` | {meaning} |\n")
+        parts += settings_table(kind)
     Path(__file__).with_name("meta-algorithms.md").write_text("".join(parts))
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
-from lifelong import settings
+from settings_table import settings_table
+
 from lifelong.methods import METHODS, overview
 
 
@@ -18,12 +19,7 @@ def main() -> None:
         boundaries = f"\n\nWithout task boundaries: with `{free}`" if free else ""
         alone = f"\n\nCannot be chained: {kind.alone}" if kind.alone else ""
         parts.append(f"\n## {name}\n\n{inspect.getdoc(kind)}{paper}\n\nScenarios: {scenarios}{boundaries}{alone}\n")
-        declared = settings.fields(kind)
-        if declared:
-            parts.append("\n| setting | default | meaning |\n| --- | --- | --- |\n")
-        for field in declared:
-            meaning = field.metadata["meaning"].replace("|", "\\|")
-            parts.append(f"| `{field.name}` | `{settings.default_of(field)}` | {meaning} |\n")
+        parts += settings_table(kind)
     Path(__file__).with_name("methods.md").write_text("".join(parts))
 
 

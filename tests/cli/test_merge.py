@@ -10,19 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from merging.models import read, tensors, write
+from merging.models import read
 
 from lifelong.cli import main
-
-
-@pytest.fixture
-def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    base = tensors(0)
-    write(tmp_path / "base", base)
-    for seed, name in enumerate("ab", 1):
-        write(tmp_path / name, tensors(seed, base))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def test_a_recipe_and_options_say_the_same(models: Path, capsys: pytest.CaptureFixture[str]) -> None:

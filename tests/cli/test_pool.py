@@ -7,22 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from merging.models import read, tensors, write
+from merging.models import read
 
 from lifelong.cli import main
 
 
-@pytest.fixture
-def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    base = tensors(0)
-    write(tmp_path / "base", base)
-    for seed, name in enumerate("ab", 1):
-        write(tmp_path / name, tensors(seed, base))
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(autouse=True)
+def pool(models: Path) -> None:
     assert main(["pool", "create", "pool", "--base", "base"]) == 0
     for name in "ab":
         assert main(["pool", "add", "pool", name, name, "--base", "base"]) == 0
-    return tmp_path
 
 
 def test_a_pool_merges_as_its_models_do(models: Path) -> None:

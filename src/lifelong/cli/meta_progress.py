@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from lifelong.cli.progress import bar
 from lifelong.experiments.meta_recipe import MetaRecipe
 from lifelong.experiments.meta_run import MetaRunEvent, Started
 from lifelong.training.meta_loop import Iteration, Validated
@@ -22,16 +22,7 @@ class MetaWatcher:
     def __init__(self, console: Console, runs: int) -> None:
         self.console = console
         self.runs = runs
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[measures]}"),
-            TimeRemainingColumn(compact=True),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
+        self.bar = bar(console)
         self.row = self.bar.add_task("", total=None, measures="")
         self.drawn = self.began = 0.0
         self.first = self.number = 0

@@ -17,6 +17,20 @@ from lifelong.training.loop import Step, TaskStarted
 _INTERVAL = 0.2
 
 
+def bar(console: Console) -> Progress:
+    """Return a bar with room for `measures` and the time left, which is drawn on a terminal alone."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[measures]}"),
+        TimeRemainingColumn(compact=True),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
 class Watcher:
     """Draws events; one for a whole command, however many runs it makes.
 
@@ -30,16 +44,7 @@ class Watcher:
         self.runs = runs
         self.done = 0
         self.steps = 0
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[measures]}"),
-            TimeRemainingColumn(compact=True),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
+        self.bar = bar(console)
         self.row = self.bar.add_task("", total=None, measures="")
         self.drawn = 0.0
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from lifelong import settings
 from lifelong.errors import InputError
+from lifelong.experiments.recipe import record
 from lifelong.settings import setting
 
 META_NESTED = {
@@ -119,11 +119,7 @@ def filled(made: MetaRecipe, shape: tuple[int, ...]) -> MetaRecipe:
 
 def meta_record(made: MetaRecipe) -> dict[str, Any]:
     """Return `made` as a mapping that `meta_recipe` takes back."""
-    values = dataclasses.asdict(made)
-    for key, nested in META_NESTED.items():
-        values[key] = {"name": values[key], **values.pop(nested)}
-    plain: dict[str, Any] = json.loads(json.dumps(values))
-    return plain
+    return record(made, META_NESTED)
 
 
 def meta_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:

@@ -152,11 +152,16 @@ def read_weights(made: Recipe) -> bytes | None:
     return content
 
 
-def record(made: Recipe) -> dict[str, Any]:
-    """Return `made` as a mapping that `recipe` takes back, with settings under the names that they belong to."""
+def record(made: Any, nested: Mapping[str, str] = NESTED) -> dict[str, Any]:
+    """Return a recipe as a mapping that `recipe` takes back, with settings under the names that they belong to.
+
+    Args:
+        made: a `Recipe`, or a dataclass of another kind of recipe.
+        nested: which of its fields hold the settings of which.
+    """
     values = dataclasses.asdict(made)
-    for key, nested in NESTED.items():
-        values[key] = {"name": values[key], **values.pop(nested)}
+    for key, inner in nested.items():
+        values[key] = {"name": values[key], **values.pop(inner)}
     # As a file would give it back: tuples, wherever they stand, are lists.
     plain: dict[str, Any] = json.loads(json.dumps(values))
     return plain
