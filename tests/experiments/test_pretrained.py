@@ -161,6 +161,23 @@ def test_a_fixed_head_stays_and_answers_before_learning(root: Path) -> None:
     assert result["accuracy"][0][0] > 0.3  # twice what guessing one of five gives
 
 
+@pytest.mark.parametrize("method", ["feature-extraction", "ncm"])
+def test_where_nothing_learns_the_network_answers_as_it_is(root: Path, method: str) -> None:
+    result = lifelong.run(
+        train_samples=50,
+        optimizer="adamw",
+        stream="split",
+        data="digits",
+        scenario="class",
+        tasks=2,
+        model=f"hf:{root}/vit",
+        head_rows="class-means",
+        method=method,
+        method_settings={"learn_first": False},
+    )
+    assert result["average_accuracy"] > 0.2  # twice what guessing one of ten gives
+
+
 @pytest.mark.parametrize("training", ["sequential", "independent"])
 def test_adapters_of_each_task_are_merged_as_the_weights_they_change(root: Path, training: str) -> None:
     lora = {"learn": "lora", "rank": 2, "adapted": ["query", "output.dense"]}

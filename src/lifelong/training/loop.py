@@ -129,7 +129,8 @@ def train(learner: Learner, method: Method, stream: Stream, schedule: Schedule) 
             method.before_task(learner, task)
             train_these(learner, method.trainable(learner))
             renew_optimizer(learner, schedule.keep_optimizer)
-        data = method.data(learner, stream.tasks[: task.index + 1])
+        # Where nothing learns, as before a fixed head, the network answers as it is.
+        data = method.data(learner, stream.tasks[: task.index + 1]) if learner.trained else None
         learner.clock.steps = schedule.total_steps(len(data)) if data is not None else 0
         yield TaskStarted(task, learner.clock.steps, _old_samples(data, task))
         if data is not None and not learner.clock.stop_task:

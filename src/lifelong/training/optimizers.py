@@ -75,8 +75,11 @@ def _groups(parameters: Iterable[nn.Parameter], lr: float, factors: Mapping[nn.P
     groups: dict[float, list[nn.Parameter]] = {}
     for parameter in parameters:
         groups.setdefault(factors.get(parameter, 1.0), []).append(parameter)
-    if set(groups) <= {1.0}:
-        return groups.get(1.0, [])
+    if not groups:
+        # An optimiser takes a group of nothing, but not nothing.
+        return [{"params": []}]
+    if set(groups) == {1.0}:
+        return groups[1.0]
     return [{"params": each, "lr": lr * factor} for factor, each in groups.items()]
 
 
