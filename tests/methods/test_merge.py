@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from lifelong import tree
@@ -22,6 +23,7 @@ from lifelong.experiments import build
 from lifelong.experiments.recipe import recipe
 from lifelong.experiments.run import run
 from lifelong.learner import Batch, Learner
+from lifelong.merging.distillation import divergence
 from lifelong.merging.pool import Pool
 from lifelong.methods import AdaMerging, MagMax, Merge, ModelSoup, Naive
 from lifelong.methods import build as build_method
@@ -350,6 +352,45 @@ def test_learned_coefficients_make_the_merge() -> None:
             for weight, expert in zip(running.coefficients[name], experts, strict=True)
         )
         torch.testing.assert_close(each, begun[0][name] + total, rtol=1e-4, atol=1e-6)
+
+
+def divergences(scenario: str, epochs: int) -> tuple[float, float]:
+    """How far the merge after two tasks is from the second expert, and from the merge before it on old outputs."""
+    settings = {"distill_epochs": epochs, "distill_rate": 3e-3, "scale": 0.5}
+    for event, *found in learned("magmax", tasks=2, scenario=scenario, method_settings=settings):
+        learner, running, stream = found
+        if isinstance(event, TaskStarted) and event.task.index == 1:
+            before = {**running.merged, **running.buffers}
+    inputs = stream.tasks[1].train.ready(torch.device("cpu")).batch(torch.arange(60))[0]
+    after = {**running.merged, **running.buffers}
+    with torch.no_grad(), evaluating(learner.model):
+        new, old = (slice(5, 10), slice(0, 5)) if scenario == "class" else (slice(None), slice(None))
+        heads = (1, 0) if scenario == "task" else (1, 1)
+        pairs = [
+            (functional_call(learner.model, after, (inputs, head))[:, part], answered_by[:, part])
+            for head, part, answered_by in (
+                (heads[0], new, learner.model(inputs, heads[0])),
+                (heads[1], old, functional_call(learner.model, before, (inputs, heads[1]))),
+            )
+        ]
+    own, earlier = (float(divergence(student, (teacher / 2).softmax(1), 2.0)) for student, teacher in pairs)
+    return own, earlier
+
+
+# Where tasks share their outputs no answer can be that of both teachers.
+@pytest.mark.parametrize(("scenario", "share"), [("task", 0.6), ("class", 0.6), ("domain", 0.9)])
+def test_distillation_brings_the_merge_nearer_to_its_teachers(scenario: str, share: float) -> None:
+    plain, taught = divergences(scenario, 0), divergences(scenario, 20)
+    assert sum(taught) < share * sum(plain)
+
+
+def test_a_first_task_is_taught_by_its_expert_alone() -> None:
+    settings = {"distill_epochs": 200, "distill_rate": 3e-3, "scale": 0.5}
+    *_, learner, running, stream = whole("magmax", tasks=1, method_settings=settings)
+    inputs = stream.tasks[0].train.ready(torch.device("cpu")).batch(torch.arange(60))[0]
+    with torch.no_grad():
+        taught = functional_call(learner.model, running.merged, (inputs, 0)).softmax(1)
+        torch.testing.assert_close(taught, learner.model(inputs, 0).softmax(1), atol=0.02, rtol=0)
 
 
 def test_what_a_run_leaves_is_the_merge_and_what_it_found(tmp_path: Path) -> None:

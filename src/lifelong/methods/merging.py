@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from lifelong import tree
+from lifelong import randomness, tree
 from lifelong.curvature.per_sample import evaluating
 from lifelong.errors import InputError
 from lifelong.learner import Batch, Learner, freeze
@@ -23,6 +23,7 @@ from lifelong.merging.collect import holding
 from lifelong.merging.incremental import Incremental
 from lifelong.merging.pool import MANIFEST, Pool, fingerprint
 from lifelong.methods import routes, samples
+from lifelong.methods.distilled import distilled
 from lifelong.methods.method import Method, state
 from lifelong.methods.routes import Routes
 from lifelong.models.heads import MultiHead
@@ -30,6 +31,9 @@ from lifelong.models.pretrained.adapters import fold, mergeable
 from lifelong.settings import setting
 from lifelong.streams.task import Scenario, Split, Task
 from lifelong.tree import Params
+
+# Samples of a step of distillation.
+_DISTILLED = 64
 
 HeadMerge = Literal["auto", "merged", "apart", "fixed"]
 
@@ -40,7 +44,9 @@ class Merging(Method):
 
     `base` are the weights that the run began with, theta_0; the weights after a task are its expert, theta_t. The
     network itself stays the last expert: sequential training goes on from it, independent training goes back to the
-    base. Until the first task is over, and within a task, the network itself answers.
+    base. Until the first task is over, and within a task, the network itself answers. With `distill_epochs` the merge
+    then learns, on the samples of the task, what its expert answers and what the merge before it answers for earlier
+    tasks; the experts stay as they are, so the next merge begins without it.
 
     A method of this kind says how experts are kept (`begun`), and perhaps what becomes of them (`combined`).
     """
@@ -70,6 +76,12 @@ class Merging(Method):
     excess: float = setting(
         0.5, "and it does where merging raises the loss on its validation samples by more than this, in nats", ge=0
     )
+    distill_epochs: int = setting(
+        0,
+        "passes over the task's samples in which the merge learns the answers of the expert and of the merge so far",
+        ge=0,
+    )
+    distill_rate: float = setting(1e-4, "learning rate of these passes, by Adam, above 0", gt=0)
     pool: str | None = setting(None, "folder of a pool (`lifelong.Pool`) that the expert of each task is put into")
     kept: Any = state(lambda: None)
     base: Params = state(dict)
@@ -77,6 +89,7 @@ class Merging(Method):
     merged: Params = state(dict)
     buffers: Params = state(dict)
     labels: list[int] = state(list)
+    sizes: list[int] = state(list)
     conflicts: list[dict[str, float]] = state(list)
     apart: Routes = state(Routes)
 
@@ -104,6 +117,7 @@ class Merging(Method):
         """
         self._hold_head(learner)
         self.labels = list(task.classes)
+        self.sizes.append(len(task.classes))
         if not self.base:
             trunk = {f"trunk.{name}": each for name, each in mergeable(learner.model.trunk).items()}
             head = {f"head.{name}": each for name, each in tree.parameters(learner.model.head).items()}
@@ -134,9 +148,12 @@ class Merging(Method):
         if self._stays_apart(learner, task, expert, statistics, found):
             self.apart.add(task.index, {**expert, **tree.snapshot(statistics_of(learner.model))})
             return
+        before = {**self.merged, **self.buffers}
         self.kept.add(self.base, expert, statistics)
         self.merged = self.combined(learner, task)
         self.buffers = self._statistics_of_merge(learner, task)
+        if self.distill_epochs:
+            self.merged = self._distilled(learner, task, before)
 
     def weights(self, learner: Learner) -> Params:
         return {**super().weights(learner), **self.merged, **self.buffers}
@@ -196,6 +213,21 @@ class Merging(Method):
             # They get no gradient, but weight decay would shrink them.
             for block in list(head.blocks)[:-1]:  # type: ignore[arg-type]
                 freeze(learner, block)
+
+    def _distilled(self, learner: Learner, task: Task, before: Params) -> Params:
+        split, size = task.train.ready(learner.device), min(_DISTILLED, learner.largest_batch)
+        order = torch.randperm(len(split), generator=randomness.generator(learner.seed, "distillation", task.index))
+        batches = [inputs for inputs, _ in split.batches(size, order.to(learner.device))]
+        return distilled(
+            learner,
+            self.merged,
+            self.buffers,
+            before,
+            self.sizes,
+            batches,
+            epochs=self.distill_epochs,
+            learning_rate=self.distill_rate,
+        )
 
     def _put_into_pool(self, folder: Path, task: Task, expert: Params) -> None:
         pool = Pool(folder) if (folder / MANIFEST).is_file() else Pool.create(folder, self.base)
