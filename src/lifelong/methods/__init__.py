@@ -52,6 +52,7 @@ from lifelong.methods.scp import SCP
 from lifelong.methods.separate import Separate
 from lifelong.methods.si import SI
 from lifelong.methods.slda import SLDA
+from lifelong.methods.task_inference import TaskInference
 from lifelong.methods.vcl import VCL, Uncertainty, uncertainty
 from lifelong.methods.vcl_memory import VCLMemory
 from lifelong.methods.xdg import XdG
@@ -95,6 +96,7 @@ METHODS: dict[str, type[Method]] = {
     "packnet": PackNet,
     "piggyback": Piggyback,
     "separate": Separate,
+    "task-inference": TaskInference,
     "xdg": XdG,
     "hat": HAT,
     "progressive": Progressive,

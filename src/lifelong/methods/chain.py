@@ -17,7 +17,7 @@ from lifelong.tree import Params
 
 @dataclass
 class Chain(Method):
-    """Methods in a row: batches and losses pass through all of them, losses first through one that makes them anew.
+    """Methods in a row: batches, losses and answers pass through all, losses first through one that makes them anew.
 
     What only one can say (`data`, `forward`, `logits`), it says whose hook is its own. Methods that could not both be
     heeded are refused: two that have such a hook, that make the loss anew, or that put samples of a buffer into the
@@ -94,7 +94,10 @@ class Chain(Method):
             method.after_task(learner, task)
 
     def logits(self, learner: Learner, inputs: Tensor, task: int) -> Tensor:
-        return self._whose("logits").logits(learner, inputs, task)
+        logits = self._whose("logits").logits(learner, inputs, task)
+        for method in self.methods.values():
+            logits = method.restrict(learner, inputs, logits)
+        return logits
 
     def weights(self, learner: Learner) -> Params:
         return self._whose("weights").weights(learner)
