@@ -61,6 +61,13 @@ def test_what_is_reached_of_the_experts_is_told_only_where_something_is_merged()
     assert max(len(line) for line in text.splitlines()[1:]) <= 80
 
 
+def test_accuracy_on_what_is_never_learned_is_told_only_where_something_was_held_out():
+    assert "Unseen" not in printed([result("ewc", unseen_accuracy=None)])
+    lines = printed([result("ewc", unseen_accuracy=None), result("magmax", unseen_accuracy=0.654)]).splitlines()
+    assert lines[1].split()[:6] == ["Method", "Accuracy", "New", "Old", "Forget", "Unseen"]
+    assert [line.split()[5] for line in lines[2:]] == ["-", "65.4"]
+
+
 def test_expected_ranges_are_judged_only_where_given():
     assert "range" not in printed([result()])
     text = printed([result(average_accuracy=0.5, expected={"average_accuracy": [0.9, 1.0]})])

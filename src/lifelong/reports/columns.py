@@ -29,18 +29,22 @@ class Column:
     cell: Callable[[Row, Section], Cell]
 
 
-def accuracy_columns() -> list[Column]:
+def accuracy_columns(section: Section) -> list[Column]:
     """Return the columns that say how well a method does."""
     end = "Accuracy over all tasks after the last one."
     new = "Accuracy on a task right after learning it, averaged over tasks: plasticity."
     old = "Final accuracy on all tasks but the last: stability."
     lost = "Best accuracy ever reached on an earlier task less its final one; lower is better."
-    return [
+    never = "Final accuracy on tasks that are never learned: forward transfer."
+    found = [
         Column("Accuracy", "Average accuracy at the end, %", end, _of("average_accuracy", percent)),
         Column("New", "On the new task, %", new, _of("new_accuracy", percent)),
         Column("Old", "On the old tasks at the end, %", old, _of("old_accuracy", percent)),
         Column("Forget", "Forgetting, points", lost, _of("forgetting", percent)),
+        Column("Unseen", "On tasks never learned, %", never, _of("unseen_accuracy", percent)),
     ]
+    held_out = any(result.get("unseen_accuracy") is not None for row in section.rows for result in row.results)
+    return found if held_out else found[:-1]
 
 
 def cost_columns(section: Section) -> list[Column]:

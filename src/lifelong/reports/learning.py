@@ -41,7 +41,7 @@ def write_report(results: Sequence[Result], out: Path) -> Path:
     for number, section in enumerate(found, 1):
         # Experiments get a number too: two names may differ only in characters that no file name should have.
         prefix = f"{number}-{_slug(section.title)}-" if len(found) > 1 else ""
-        columns = accuracy_columns() + cost_columns(section)
+        columns = accuracy_columns(section) + cost_columns(section)
         parts.append(
             {
                 "section": section,

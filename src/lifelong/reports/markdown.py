@@ -25,7 +25,7 @@ def write_markdown(results: Sequence[Result], out: Path) -> Path:
 
 
 def _table(section: Section) -> str:
-    columns = accuracy_columns() + cost_columns(section)
+    columns = accuracy_columns(section) + cost_columns(section)
     headings = ["Method", *(column.long for column in columns)]
     rows = [[row.label, *(column.cell(row, section)[0] for column in columns)] for row in section.rows]
     machine = section.rows[0].results[0]["platform"]
