@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 import lifelong
-from lifelong import curvature
+from lifelong import curvature, randomness
 from lifelong.errors import InputError
 from lifelong.experiments import build
 from lifelong.experiments.recipe import recipe
 from lifelong.experiments.run import Every, events, run
-from lifelong.methods import MagMax
+from lifelong.methods import MagMax, Merge, samples
 from lifelong.streams import split
 from lifelong.training.loop import Step, TaskDone, train
 
@@ -197,3 +197,37 @@ def test_adapters_of_each_task_are_merged_as_the_weights_they_change(root: Path,
         assert torch.linalg.matrix_rank(second, rtol=1e-4) == (4 if training == "sequential" else 2)
         largest = torch.where(second.abs() >= first.abs(), second, first)
         torch.testing.assert_close(method.merged[name], method.base[name] + 0.5 * largest)
+
+
+@pytest.mark.parametrize("rule", ["fisher", "regmean"])
+def test_statistics_are_of_the_weights_that_adapters_change(root: Path, rule: str) -> None:
+    lora = {"learn": "lora", "rank": 2, "adapted": ["query", "output.dense"]}
+    made = recipe(texts(root, epochs=1, model=lora, method="merge", method_settings={"rule": rule}))
+    stream, method = build.stream(made), build.method(made)
+    learner = build.learner(made, stream)
+    assert isinstance(method, Merge)
+    for event in train(learner, method, stream, build.schedule(made)):
+        if isinstance(event, TaskDone):
+            found = method.statistics(learner, event.task)
+            names = {name for name in method.base if name.startswith("trunk.")}
+            assert len(names & found.keys()) == len(names) == 9
+            assert not any(learner.model.get_parameter(name).requires_grad for name in names)
+            break
+    if rule == "regmean":
+        return
+    # The Fisher information of a weight W under an adapter that changes nothing is that of W alone.
+    plain = recipe(texts(root, epochs=1, method="merge", method_settings={"rule": rule}))
+    other = build.learner(plain, stream)
+    own = {name.replace(".base_layer", ""): each for name, each in learner.model.named_parameters()}
+    with torch.no_grad():
+        for name, parameter in other.model.named_parameters():
+            parameter.copy_(own[name])
+    expected = curvature.fisher(
+        other.model,
+        lambda inputs: other.model(inputs, 0),
+        samples.of_task(other, stream.tasks[0], None),
+        kind="sampled",
+        generator=randomness.generator(other.seed, "fisher", 0),
+    )
+    for name in names:
+        torch.testing.assert_close(found[name], expected[name.replace(".base_layer", "")], rtol=1e-4, atol=1e-8)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -20,6 +21,19 @@ from lifelong.methods.method import state
 from lifelong.settings import setting
 from lifelong.streams.task import Task
 from lifelong.tree import Params
+
+
+@contextmanager
+def _learning(live: Params) -> Iterator[None]:
+    """While this lasts, have gradients for all of `live`: weights that adapters change are frozen otherwise."""
+    frozen = [each for each in live.values() if not each.requires_grad]
+    for each in frozen:
+        each.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for each in frozen:
+            each.requires_grad_(False)
 
 
 def _rule(name: str) -> Any:
@@ -91,14 +105,14 @@ class Merge(Merging):
             found = collect.gram(network, (inputs for inputs, _ in batches))
             found = {name.removeprefix("network."): each for name, each in found.items()}
         else:
-            generator = randomness.generator(learner.seed, "fisher", task.index)
-            found = curvature.fisher(
-                learner.model,
-                lambda inputs: learner.model(inputs, task.index),
-                batches,
-                kind="sampled",
-                generator=generator,
-            )
+            with _learning(self._live(learner)):
+                found = curvature.fisher(
+                    learner.model,
+                    lambda inputs: learner.model(inputs, task.index),
+                    batches,
+                    kind="sampled",
+                    generator=randomness.generator(learner.seed, "fisher", task.index),
+                )
         return {name: each for name, each in found.items() if name in self.base}
 
     def combined(self, learner: Learner, task: Task) -> Params:
