@@ -106,6 +106,16 @@ def test_a_folder_of_another_recipe_is_left_alone(tmp_path: Path, capsys: pytest
     assert (tmp_path / "out" / "result.json").read_bytes() == before
 
 
+def test_a_run_that_is_refused_leaves_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    refused(capsys, "run", *QUICK, "--data", "digit", "--out", str(out))
+    assert not out.exists()
+    out.mkdir()
+    refused(capsys, "run", *QUICK, "--optimizer.momentun", "0.9", "--out", str(out))
+    refused(capsys, "meta", "train", "--ways", "1000", "--data", "digits", "--out", str(out))
+    assert not out.exists() or not any(out.iterdir())
+
+
 def test_a_full_disk_gets_one_line_and_leaves_nothing_half_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

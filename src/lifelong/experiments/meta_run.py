@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import filelock
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -23,7 +22,7 @@ from lifelong.experiments import result as results
 from lifelong.experiments.build import device
 from lifelong.experiments.meta_example import example
 from lifelong.experiments.meta_recipe import SINUSOIDS, MetaRecipe, meta_differences, meta_recipe, meta_record
-from lifelong.experiments.run import Every, Finished, claim, due
+from lifelong.experiments.run import Every, Finished, claimed, due
 from lifelong.files import write_file, write_json
 from lifelong.meta.engine import Engine
 from lifelong.training import checkpoint, state
@@ -81,31 +80,21 @@ def meta_events(
         DivergedError: a task's loss is not a finite number; the last good checkpoint stays.
     """
     made = meta_build.algorithm(recipe)  # first: a wrong setting should be known before any data is read
-    claim(out, meta_record(recipe), meta_differences, resume)
-    if device(recipe.device).type == "cuda":
-        # Some kernels of the GPU add in any order; the same seed must give the same bits.
-        torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        with filelock.FileLock(out / ".lock", timeout=0):
-            if (out / "result.json").is_file():
-                yield Finished(read_meta(out / "result.json"))
-                return
-            try:
-                tasks = meta_build.sources(recipe)
-                saved = checkpoint.load_checkpoint(out / "checkpoints")
-                how = Engine(**saved[0]["engine"]) if saved else meta_build.choose_engine(recipe, tasks, made)
-                training = meta_build.training(recipe, tasks, made, how)
-            except InputError:
-                # Refused before anything was begun: the recipe that is put right may have the folder.
-                if {each.name for each in out.iterdir()} <= {"recipe.json", ".lock"}:
-                    (out / "recipe.json").unlink(missing_ok=True)
-                raise
-            tally = MetaTally()
-            if saved is not None:
-                _restore(training, tally, *saved)
-            yield from _train(recipe, tasks, training, tally, out, checkpoint_every or Every())
-    except filelock.Timeout:
-        raise InputError(f"{out} is being written by another process: wait for it, or choose another --out") from None
+    with claimed(out, meta_record(recipe), meta_differences, resume):
+        if device(recipe.device).type == "cuda":
+            # Some kernels of the GPU add in any order; the same seed must give the same bits.
+            torch.use_deterministic_algorithms(True, warn_only=True)
+        if (out / "result.json").is_file():
+            yield Finished(read_meta(out / "result.json"))
+            return
+        tasks = meta_build.sources(recipe)
+        saved = checkpoint.load_checkpoint(out / "checkpoints")
+        how = Engine(**saved[0]["engine"]) if saved else meta_build.choose_engine(recipe, tasks, made)
+        training = meta_build.training(recipe, tasks, made, how)
+        tally = MetaTally()
+        if saved is not None:
+            _restore(training, tally, *saved)
+        yield from _train(recipe, tasks, training, tally, out, checkpoint_every or Every())
 
 
 def _train(

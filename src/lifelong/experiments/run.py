@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -46,6 +47,8 @@ class Finished:
 
 
 RunEvent: TypeAlias = Event | Evaluated | Finished
+# Two recorded recipes to the names of the settings that they differ in.
+Differences: TypeAlias = Callable[[Mapping[str, Any], Mapping[str, Any]], list[str]]
 
 
 @dataclass
@@ -132,35 +135,39 @@ def events(
     if out is None:
         yield from _events(_prepare(recipe, None, stream, model), Every())
         return
-    claim(out, record(recipe), differences, resume)
-    try:
-        with filelock.FileLock(out / ".lock", timeout=0):
-            try:
-                yield from _in_folder(recipe, out, checkpoint_every or Every(), stream, model)
-            except InputError:
-                # Refused before anything was begun: the recipe that is put right may have the folder.
-                if {each.name for each in out.iterdir()} <= {"recipe.json", ".lock"}:
-                    (out / "recipe.json").unlink(missing_ok=True)
-                raise
-    except filelock.Timeout:
-        raise InputError(f"{out} is being written by another process: wait for it, or choose another --out") from None
+    with claimed(out, record(recipe), differences, resume):
+        yield from _in_folder(recipe, out, checkpoint_every or Every(), stream, model)
 
 
-def claim(
-    out: Path,
-    ours: dict[str, Any],
-    differences: Callable[[Mapping[str, Any], Mapping[str, Any]], list[str]],
-    resume: bool,
-) -> None:
-    """Make `out` the folder of the recorded recipe `ours`, or check that it is.
+@contextlib.contextmanager
+def claimed(out: Path, ours: dict[str, Any], differences: Differences, resume: bool) -> Iterator[None]:
+    """Make `out` the folder of the recorded recipe `ours`, or check that it is, and keep others from writing there.
 
     Args:
         differences: names the settings in which two recorded recipes differ.
         resume: a run of this recipe may be there.
 
     Raises:
-        InputError: `out` holds something else, another recipe, or a run of this one that nobody asked to resume.
+        InputError: `out` holds something else, another recipe, or a run of this one that nobody asked to resume, or
+            another process writes there.
     """
+    _claim(out, ours, differences, resume)
+    try:
+        with filelock.FileLock(out / ".lock", timeout=0):
+            try:
+                yield
+            except InputError:
+                # Refused before anything was begun: the recipe that is put right may have the folder.
+                if {each.name for each in out.iterdir()} <= {"recipe.json", ".lock"}:
+                    (out / "recipe.json").unlink(missing_ok=True)
+                    (out / ".lock").unlink(missing_ok=True)
+                    out.rmdir()
+                raise
+    except filelock.Timeout:
+        raise InputError(f"{out} is being written by another process: wait for it, or choose another --out") from None
+
+
+def _claim(out: Path, ours: dict[str, Any], differences: Differences, resume: bool) -> None:
     path = out / "recipe.json"
     if path.is_file():
         try:
