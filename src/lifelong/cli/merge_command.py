@@ -195,7 +195,9 @@ def _extract(arguments: Namespace) -> int:
         f"{found.energy:.1%} of the squared change"
     )
     if found.left_out:
-        print(f"changed and not in it: {', '.join(found.left_out)}")
+        first, more = found.left_out[:3], len(found.left_out) - 3
+        rest = f" and {more} more, which no adapter of linear layers holds" if more > 0 else ""
+        print(f"changed and not in it: {', '.join(first)}{rest}")
     return 0
 
 
