@@ -7,21 +7,10 @@ from collections.abc import Callable
 import pytest
 import torch
 from reference.curvature import loop_kernels
+from reference.networks import Tied, Twice
 from torch import Tensor, nn
 
 from lifelong.curvature import kernel, kernels
-
-
-class Twice(nn.Module):
-    """One layer, called twice."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = nn.Linear(4, 4)
-        self.out = nn.Linear(4, 3)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.out(self.inner(self.inner(inputs).tanh()).tanh())
 
 
 class Own(nn.Module):
@@ -35,19 +24,6 @@ class Own(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.linear((inputs * self.gain).sin())
-
-
-class Tied(nn.Module):
-    """An embedding whose table is the output layer's weight too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(6, 4)
-        self.out = nn.Linear(4, 6)
-        self.out.weight = self.embed.weight
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.out(self.embed(inputs).tanh().mean(1))
 
 
 def perceptron() -> nn.Module:

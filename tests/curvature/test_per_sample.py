@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 from reference.curvature import assert_same, directions, loop_moments
+from reference.networks import Tied, Twice
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -58,16 +59,6 @@ class Mean(nn.Module):
         return inputs.flatten(1, -2).mean(1) if inputs.ndim > 2 else inputs
 
 
-class Twice(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.shared = nn.Linear(4, 4)
-        self.out = nn.Linear(4, 3)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.out(self.shared(self.shared(inputs).tanh()).tanh())
-
-
 class TwiceConvolution(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -77,19 +68,6 @@ class TwiceConvolution(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         once = self.norm(self.shared(inputs)).tanh()
         return self.norm(self.shared(once)).tanh().mean((2, 3))
-
-
-class TiedParameter(nn.Module):
-    """An embedding whose table is the output layer's weight too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(6, 4)
-        self.out = nn.Linear(4, 6)
-        self.out.weight = self.embed.weight
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.out(self.embed(inputs).tanh().mean(1))
 
 
 class TiedFunctionally(nn.Module):
@@ -339,7 +317,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], list[tuple[Tensor, 
     ),
     "module called twice": (Twice, lambda: reals(4)),
     "convolution called twice": (TwiceConvolution, lambda: reals(2, 4, 4)),
-    "tied parameter": (TiedParameter, lambda: tokens(5, 6)),
+    "tied parameter": (Tied, lambda: tokens(5, 6)),
     "tied functionally": (TiedFunctionally, lambda: tokens(5, 6)),
     "own parameters": (Own, lambda: reals(5)),
     "attention": (Attention, lambda: reals(3, 4)),
