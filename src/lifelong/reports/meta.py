@@ -89,7 +89,8 @@ def _calibration(each: Mapping[str, Any]) -> Cell:
 
 def _tasks(each: Mapping[str, Any]) -> Cell:
     recipe = each["recipe"]
-    ways = f"{recipe['ways']}-way " if each["measure"] == "accuracy" else ""
+    named = "domains, " if recipe["ways"] is None else f"{recipe['ways']}-way "
+    ways = named if each["measure"] == "accuracy" else ""
     statistics = f", {recipe['statistics']}" if each["measure"] == "accuracy" else ""
     return f"{ways}{recipe['shots']}-shot, {recipe['queries']} queries{statistics}", None
 
