@@ -21,7 +21,7 @@ from lifelong.methods import METHODS, Chain, Method
 from lifelong.methods import build as build_method
 from lifelong.methods.overview import spelled
 from lifelong.models import HeadKind, with_head
-from lifelong.models.network import without_head
+from lifelong.models.network import feature_width, without_head
 from lifelong.models.weights import load_trunk
 from lifelong.streams import Scenario, Split, Stream
 from lifelong.streams.assemble import Cut
@@ -243,13 +243,21 @@ def featured(
 
     Args:
         model, model_settings: what `trunk` was made of.
+
+    Raises:
+        InputError: samples that `trunk` does not take.
     """
     trunk = trunk.to(where).eval()
+    scaled = Split(torch.empty(0), torch.empty(0)).scaled
+    for each in sets:
+        try:
+            feature_width(trunk, scaled(each.train.inputs[:2].to(where)))
+        except InputError as error:
+            raise InputError(f"data {each.name}, model {model}: {error}") from error
     told = {name: each for name, each in model_settings.items() if name != "hidden"}  # the layers above change nothing
     digest = hashlib.blake2b(f"{trunk} {model} {told} {where.type}".encode(), digest_size=16)
     for name, tensor in sorted(trunk.state_dict().items()):
         digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-    scaled = Split(torch.empty(0), torch.empty(0)).scaled
     return [features(each, lambda inputs: trunk(scaled(inputs.to(where))), digest.hexdigest()) for each in sets]
 
 
