@@ -171,40 +171,41 @@ def test_classes_of_texts_make_tasks(root: Path, tmp_path: Path) -> None:
         result_of({**values, "text": None}, tmp_path / "other")
 
 
-def test_own_pictures_and_tables_make_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_own_pictures_make_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for label, number in itertools.product(range(6), range(8)):
         path = tmp_path / "pictures" / f"kind {label}" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (16, 16), (40 * label, 255 - 40 * label, 8 * number)).save(path)
+    found = trained(tmp_path / "pictures", "--algorithm", "protonet", out=tmp_path / "run", capsys=capsys)
+    assert found["test"][0] > 0.9
+    assert found["example"] is not None
+
+
+def test_the_columns_of_a_table_may_have_any_units(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with (tmp_path / "points.csv").open("w", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(["length", "width", "kind"])
-        rows.writerows(
-            [10 * label + number / 8, number / 8, f"kind {label}"] for label in range(6) for number in range(8)
-        )
-    few = ["--ways", "2", "--shots", "2", "--queries", "3", "--iterations", "2", "--tasks", "2", "--test-tasks", "20"]
-    few += [
-        "--validation-classes",
-        "0",
-        "--test-classes",
-        "2",
-        "--threads",
-        "1",
-        "--device",
-        "cpu",
-        "--json",
-        "--algorithm",
-        "protonet",
-    ]
-    for name, more in (("pictures", []), ("points.csv", ["--target", "kind"])):
-        out = str(tmp_path / "runs" / name)
-        assert main(["meta", "train", "--data", str(tmp_path / name), *more, *few, "--out", out]) == 0
-        assert json.loads(capsys.readouterr().out)["test"][0] > 0.9
+        rows.writerow(["metres", "share", "kind"])
+        for label, number in itertools.product(range(8), range(8)):
+            rows.writerow([5000 + 100 * label + number, 0.37 * label % 1 + 0.001 * number, f"kind {label}"])
+    table = (tmp_path / "points.csv", "--target", "kind", "--algorithm", "anil")
+    assert trained(*table, out=tmp_path / "run", capsys=capsys)["test"][-1] > 0.9
+    raw = trained(*table, "--standardize", "false", out=tmp_path / "raw", capsys=capsys)
+    assert raw["test"][-1] < 0.7  # thousands of metres at this inner rate
+
+
+def trained(data: Path, *options: str, out: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    few = ["--ways", "2", "--shots", "2", "--queries", "3", "--iterations", "10", "--tasks", "4", "--test-tasks", "20"]
+    few += ["--validation-classes", "0", "--test-classes", "2", "--formulation", "columns", "--tasks-at-once", "4"]
+    few += ["--threads", "1", "--device", "cpu", "--json"]
+    assert main(["meta", "train", "--data", str(data), *options, *few, "--out", str(out)]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"standardize": True, "model": {"learn": "all", "hidden": []}}, r"standardize is for rows of numbers"),
         ({"ways": 3}, "ways = 3 does not fit domains of 2 classes, all in each task: leave it out"),
         ({"train_classes": 1}, "train_classes = 1 divides classes, and domains have them all"),
         ({"rotations": "all"}, "rotations = all makes further classes"),

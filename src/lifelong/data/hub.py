@@ -112,8 +112,9 @@ def read_hub(name: str, target: str | None, image_size: int | None, reading: Rea
         root = os.environ.get("LIFELONG_DATA")
         looked = f"there is no {Path(root) / name.rpartition('/')[2]}" if root else "LIFELONG_DATA is not set"
         reason = str(error).split("\n", 1)[0][:200]
+        near = closest(name, _beside(root, name))
         raise InputError(
-            f"data {name!r}{closest(name, _beside(root, name))}: no local copy ({looked}) and not to be had from the hub ({reason})"
+            f"data {name!r}{near}: no local copy ({looked}) and not to be had from the hub ({reason})"
         ) from error
     finally:
         constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = offline

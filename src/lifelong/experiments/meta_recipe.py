@@ -47,6 +47,9 @@ class MetaRecipe:
     text: str | None = setting(None, "name of the text column, where it is not the usual one")
     image_size: int | None = setting(None, "resize images to so many pixels a side; 28 for omniglot", ge=1)
     invert: bool | None = setting(None, "light and dark are exchanged; by default where pictures are mostly light")
+    standardize: bool | None = setting(
+        None, "numbers less their mean over training samples, divided by their deviation; by default those of tables"
+    )
     rotations: Literal["none", "train", "all"] | None = setting(
         None, "turned by 90, 180 and 270 degrees a class is another one: never, in training, or in tests too"
     )

@@ -281,10 +281,12 @@ def _network(recipe: MetaRecipe, tasks: meta_tasks.Sources, meta: Params) -> Par
         {name: each for name, each in tree.weights(whole).items() if name in held},
         {name: each for name, each in held.items() if name in tree.weights(whole)},
     )
-    for each in trunk.modules():
-        if isinstance(each, nn.modules.batchnorm._BatchNorm):
-            each.momentum = None  # the mean over batches
-            each.reset_running_stats()
+    norms = [each for each in trunk.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return tree.weights(whole)
+    for each in norms:
+        each.momentum = None  # the mean over batches
+        each.reset_running_stats()
     trunk.train()
     drawn = tasks.train.draw(100, randomness.generator(recipe.seed, "statistics"))
     with torch.no_grad():

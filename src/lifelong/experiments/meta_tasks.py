@@ -37,6 +37,8 @@ def sources(recipe: MetaRecipe) -> Sources:
         test = Sinusoids(recipe.shots, recipe.queries, where)
         return Sources(replace(test, shots=shots, queries=queries), test, test)
     pools, ways = _domain_pools(recipe) if recipe.domains else _class_pools(recipe)
+    if recipe.standardize or (recipe.standardize is None and _are_numbers(recipe, pools[0].inputs)):
+        pools = _standardized(pools)
     invert = _mostly_light(pools[0].inputs) if recipe.invert is None else recipe.invert
 
     def few_shot(part: ClassPool, ways: int, shots: int, queries: int) -> FewShot:
@@ -118,6 +120,22 @@ def _loaded(recipe: MetaRecipe, names: list[str]) -> list[Dataset]:
         return sets
     shape = tuple(sets[0].train.inputs.shape[1:])
     return featured(sets, models.trunk(model, values, shape, recipe.seed), model, values, device(recipe.device))
+
+
+def _are_numbers(recipe: MetaRecipe, inputs: Tensor) -> bool:
+    """Return whether samples are rows of a table, whose columns have units of their own; not features of a network."""
+    features = models.layers_on_features(recipe.model or "mlp", recipe.model_settings) is not None
+    return inputs.dim() == 2 and inputs.is_floating_point() and not features
+
+
+def _standardized(pools: list[ClassPool]) -> list[ClassPool]:
+    train = pools[0].inputs
+    if train.dim() != 2 or not train.is_floating_point():
+        raise InputError(
+            f"standardize is for rows of numbers, and the data has samples of shape {tuple(train.shape[1:])}"
+        )
+    deviation, mean = torch.std_mean(train, 0)
+    return [replace(each, inputs=(each.inputs - mean) / deviation.clamp_min(1e-6)) for each in pools]
 
 
 def _sizes(recipe: MetaRecipe, classes: int) -> tuple[int, int, int]:
