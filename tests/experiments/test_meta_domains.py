@@ -171,35 +171,48 @@ def test_classes_of_texts_make_tasks(root: Path, tmp_path: Path) -> None:
         result_of({**values, "text": None}, tmp_path / "other")
 
 
-def test_own_pictures_make_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+FEW: dict[str, Any] = {
+    "ways": 2,
+    "shots": 2,
+    "queries": 3,
+    "iterations": 10,
+    "tasks": 4,
+    "validation_classes": 0,
+    "test_classes": 2,
+    "test_tasks": 20,
+    "formulation": "columns",
+    "tasks_at_once": 4,
+    "threads": 1,
+    "device": "cpu",
+}
+
+
+def test_own_pictures_make_tasks(tmp_path: Path) -> None:
     for label, number in itertools.product(range(6), range(8)):
         path = tmp_path / "pictures" / f"kind {label}" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (16, 16), (40 * label, 255 - 40 * label, 8 * number)).save(path)
-    found = trained(tmp_path / "pictures", "--algorithm", "protonet", out=tmp_path / "run", capsys=capsys)
+    found = result_of({**FEW, "data": f"{tmp_path}/pictures", "algorithm": "protonet"}, tmp_path / "run")
     assert found["test"][0] > 0.9
     assert found["example"] is not None
 
 
-def test_the_columns_of_a_table_may_have_any_units(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_columns_of_a_table_may_have_any_units(tmp_path: Path) -> None:
     with (tmp_path / "points.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["metres", "share", "kind"])
         for label, number in itertools.product(range(8), range(8)):
             rows.writerow([5000 + 100 * label + number, 0.37 * label % 1 + 0.001 * number, f"kind {label}"])
-    table = (tmp_path / "points.csv", "--target", "kind", "--algorithm", "anil")
-    assert trained(*table, out=tmp_path / "run", capsys=capsys)["test"][-1] > 0.9
-    raw = trained(*table, "--standardize", "false", out=tmp_path / "raw", capsys=capsys)
-    assert raw["test"][-1] < 0.7  # thousands of metres at this inner rate
+    table = {**FEW, "data": f"{tmp_path}/points.csv", "target": "kind", "algorithm": "anil"}
+    assert result_of(table, tmp_path / "run")["test"][-1] > 0.9
+    raw = result_of({**table, "standardize": False}, tmp_path / "raw")
+    assert raw["test"][-1] < 0.7  # thousands of metres, at the same inner rate
 
 
-def trained(data: Path, *options: str, out: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    few = ["--ways", "2", "--shots", "2", "--queries", "3", "--iterations", "10", "--tasks", "4", "--test-tasks", "20"]
-    few += ["--validation-classes", "0", "--test-classes", "2", "--formulation", "columns", "--tasks-at-once", "4"]
-    few += ["--threads", "1", "--device", "cpu", "--json"]
-    assert main(["meta", "train", "--data", str(data), *options, *few, "--out", str(out)]) == 0
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return found
+def test_names_by_commas_are_names_on_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ["--data", "a,b", "--validation-data", "c,d", "--test-data", "e,b", "--out", str(tmp_path / "run")]
+    assert main(["meta", "train", *words]) == 2
+    assert "domain b is named more than once among data, validation_data and test_data" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,8 @@ def trunk(recipe: MetaRecipe, sample: Tensor, outputs: int) -> tuple[nn.Module, 
         _check_whole(whole.model, whole.model_settings)
         body = models.trunk(whole.model, whole.model_settings, shape, recipe.seed)
         if isinstance(body, models.TextTrunk):
-            body.encoder.set_attn_implementation("eager")  # the fused one has no second derivative
+            encoder: Any = body.encoder
+            encoder.set_attn_implementation("eager")  # the fused one has no second derivative
     else:
         body = models.trunk("mlp", {"hidden": layers}, shape, recipe.seed)
     width = feature_width(body, sample.cpu())
