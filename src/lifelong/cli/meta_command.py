@@ -85,8 +85,8 @@ def _train(arguments: Namespace) -> int:
     for name, cells in over_seeds(found):
         seeds, before, after = (text for text, _ in cells)
         print(f"{name}: {before} before and {after} after, over {seeds} seeds")
-    for each in misses(found):
-        print(each)
+    for miss in misses(found):
+        print(miss)
     print(page)
     return 0
 
