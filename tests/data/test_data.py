@@ -397,6 +397,8 @@ def test_the_hubs_layout_in_several_files_and_without_test(tmp_path: Path) -> No
 def test_without_a_network_the_answer_comes_soon_and_in_one_line(tmp_path: Path) -> None:
     # A port that nobody listens on: both of the hub's libraries would ask again and again.
     surroundings = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub")}
+    (tmp_path / "data" / "nobody" / "anything").mkdir(parents=True)
+    surroundings["LIFELONG_DATA"] = str(tmp_path / "data")
     words = ["run", "--data", "nobody/nothing", "--out", str(tmp_path / "out")]
     begun = time.monotonic()
     ended = subprocess.run(
@@ -412,7 +414,7 @@ def test_without_a_network_the_answer_comes_soon_and_in_one_line(tmp_path: Path)
     assert ended.stdout == ""
     assert len(ended.stderr.splitlines()) == 1, ended.stderr
     assert "no local copy" in ended.stderr
-    assert "nobody/nothing" in ended.stderr
+    assert "data 'nobody/nothing', did you mean 'nobody/anything'?" in ended.stderr
 
 
 @pytest.mark.parametrize("kind", ["pictures", "layout"])

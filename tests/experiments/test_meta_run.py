@@ -17,6 +17,7 @@ from lifelong.experiments.meta_recipe import meta_differences, meta_recipe, meta
 from lifelong.experiments.meta_run import Started, meta_events, meta_test
 from lifelong.experiments.run import Every, Finished
 from lifelong.meta import ALGORITHMS
+from lifelong.reports import misses
 from lifelong.training.meta_loop import Iteration, Validated
 
 DIGITS: dict[str, Any] = {
@@ -191,10 +192,22 @@ def test_a_plan_is_algorithms_times_seeds() -> None:
         experiments=["b"],
     )
     assert [(each.name, each.recipe.lr) for each in chosen] == [("b/maml/seed-0", 0.5)]
+    ranged = meta_plan({"algorithms": {"maml": {"expected": [0.5, 1]}, "anil": {}}})
+    assert [each.expected for each in ranged] == [(0.5, 1.0), None]
+    with pytest.raises(InputError, match=r"algorithm maml: expected must be \[low, high\], and is 0.5"):
+        meta_plan({"algorithms": {"maml": {"expected": 0.5}}})
     with pytest.raises(InputError, match="unknown experiment 'c'"):
         meta_plan({"experiments": {"a": {}}}, experiments=["c"])
     with pytest.raises(InputError, match=r"algorithm maml has no setting 'stpes', did you mean 'steps'?"):
         meta_plan({"algorithms": {"maml": {"stpes": 1}}})
+
+
+def test_a_mean_outside_its_range_is_told() -> None:
+    def run(name: str, last: float) -> dict[str, Any]:
+        return {"name": name, "test": [0.0, last], "expected": [0.6, 0.7]}
+
+    found = [run("maml/seed-0", 0.5), run("maml/seed-1", 0.8), run("anil/seed-0", 0.8), run("anil/seed-1", 0.9)]
+    assert misses(found) == ["anil: 0.85 after the last step, expected 0.6 to 0.7"]
 
 
 def test_the_command_trains_tests_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

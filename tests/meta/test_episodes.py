@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from lifelong.data import from_tensors
+from lifelong.data import Dataset, from_tensors
 from lifelong.errors import InputError
 from lifelong.meta import FewShot, Sinusoids
-from lifelong.meta.episodes import ClassPool, class_pool, distinct, divide, only, turned
+from lifelong.meta.episodes import ClassPool, class_pool, distinct, divide, domain_pool, only, turned
 
 
 def pool(classes: int = 6, each: int = 5, side: int = 4) -> ClassPool:
@@ -62,6 +64,50 @@ def test_rows_draw_below_their_own_count() -> None:
     assert bool((found < counts.unsqueeze(1)).all())
     assert bool((found >= 0).all())
     assert torch.equal(found[::3].sort(1).values, torch.arange(3).expand(50, 3))
+
+
+def domains() -> list[Dataset]:
+    """Three domains of two classes with five samples each; a sample's number says which domain and class."""
+    numbers = torch.arange(30.0).view(3, 2, 5)
+    return [
+        from_tensors(
+            (each[:, :3].reshape(-1, 1), torch.tensor([0, 0, 0, 1, 1, 1])),
+            (each[:, 3:].reshape(-1, 1), torch.tensor([0, 0, 1, 1])),
+            name=name,
+            classes=("bad", "good"),
+        )
+        for name, each in zip(("books", "films", "lenses"), numbers, strict=True)
+    ]
+
+
+def test_a_task_is_one_domain_whose_labels_keep_their_meaning() -> None:
+    source = FewShot(domain_pool(domains()), ways=2, shots=2, queries=3, domains=True)
+    assert source.pool.names[2:4] == ("films/bad", "films/good")
+    assert source.labels == 2
+    episodes = source.draw(90, drawn_by(0))
+    samples = torch.cat([episodes.support, episodes.query], 1).squeeze(2).long()
+    labels = torch.cat([episodes.support_targets, episodes.query_targets], 1)
+    domain = samples[:, 0] // 10
+    assert torch.equal(samples // 10, domain.unsqueeze(1).expand_as(samples))
+    assert torch.equal(samples % 10 // 5, labels)
+    assert episodes.classes is not None
+    assert torch.equal(episodes.classes, torch.arange(2).expand(90, -1))
+    assert all(len(row.unique()) == 10 for row in samples)
+    # Each domain is expected 30 times with a deviation of 4.5.
+    assert int((torch.bincount(domain, minlength=3) - 30).abs().max()) < 18
+    same = source.draw(90, drawn_by(0))
+    assert torch.equal(episodes.support, same.support)
+    assert torch.equal(episodes.query, same.query)
+
+
+def test_domains_that_differ_in_their_classes_are_refused() -> None:
+    books, films, _ = domains()
+    turned_round = replace(films, classes=("good", "bad"))
+    with pytest.raises(InputError, match="films has the classes good, bad, and books bad, good: domains share"):
+        domain_pool([books, turned_round])
+    longer = from_tensors((torch.zeros(2, 3), torch.tensor([0, 1])), (torch.zeros(2, 3), torch.tensor([0, 1])))
+    with pytest.raises(InputError, match=r"samples of tensors have the shape \(3,\), those of books \(1,\)"):
+        domain_pool([books, longer])
 
 
 def test_class_splits_share_nothing() -> None:

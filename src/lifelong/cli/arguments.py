@@ -16,6 +16,8 @@ from lifelong.experiments.recipe import NESTED, Recipe
 
 Values = dict[str, Any]
 
+# Settings whose commas divide names, not values.
+_NAMES = ("data", "unseen", "validation_data", "test_data", "weights")
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 
 
@@ -114,7 +116,7 @@ def recipe_values(arguments: Namespace, kind: type = Recipe, nested: Mapping[str
     names = {field.name for field in settings.fields(kind)}
     given = {key: each for key, each in vars(arguments).items() if key in names and each is not None}
     found = {
-        key: value(each) if isinstance(each, str) and "," in each and key not in ("data", "unseen", "weights") else each
+        key: value(each) if isinstance(each, str) and "," in each and key not in _NAMES else each
         for key, each in given.items()
     }
     for name, each in arguments.dotted.items():

@@ -50,7 +50,7 @@ def _train(arguments: Namespace) -> int:
     from lifelong.experiments.meta_run import meta_events
     from lifelong.experiments.plan import merged
     from lifelong.experiments.run import Every, Finished
-    from lifelong.reports import over_seeds, write_meta_report
+    from lifelong.reports import misses, over_seeds, write_meta_report
     from lifelong.yaml_file import read_yaml
 
     if arguments.out is None:
@@ -75,7 +75,8 @@ def _train(arguments: Namespace) -> int:
             for event in meta_events(each.recipe, folder, resume=arguments.resume or several, checkpoint_every=every):
                 watcher.see(each.name or each.recipe.algorithm, each.recipe, event)
                 if isinstance(event, Finished):
-                    found.append({**event.result, "name": each.name or each.recipe.algorithm})
+                    expected = {"expected": list(each.expected)} if each.expected else {}
+                    found.append({**event.result, "name": each.name or each.recipe.algorithm, **expected})
     page = write_meta_report(found, out / "report.html")
     if arguments.json:
         print(json.dumps(found if several else found[0]))
@@ -84,6 +85,8 @@ def _train(arguments: Namespace) -> int:
     for name, cells in over_seeds(found):
         seeds, before, after = (text for text, _ in cells)
         print(f"{name}: {before} before and {after} after, over {seeds} seeds")
+    for miss in misses(found):
+        print(miss)
     print(page)
     return 0
 

@@ -112,12 +112,19 @@ def read_hub(name: str, target: str | None, image_size: int | None, reading: Rea
         root = os.environ.get("LIFELONG_DATA")
         looked = f"there is no {Path(root) / name.rpartition('/')[2]}" if root else "LIFELONG_DATA is not set"
         reason = str(error).split("\n", 1)[0][:200]
+        near = closest(name, _beside(root, name))
         raise InputError(
-            f"data {name!r}: no local copy ({looked}) and not to be had from the hub ({reason})"
+            f"data {name!r}{near}: no local copy ({looked}) and not to be had from the hub ({reason})"
         ) from error
     finally:
         constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = offline
     return convert(dict(found), name, target, image_size, reading)
+
+
+def _beside(root: str | None, name: str) -> list[str]:
+    """Return the local data sets of the owner that `name` begins with."""
+    owner = name.rpartition("/")[0]
+    return [f"{owner}/{each.name}" for each in Path(root or "", owner).glob("*") if owner and root and each.is_dir()]
 
 
 def _reachable(name: str) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,7 +21,7 @@ from lifelong.methods import METHODS, Chain, Method
 from lifelong.methods import build as build_method
 from lifelong.methods.overview import spelled
 from lifelong.models import HeadKind, with_head
-from lifelong.models.network import without_head
+from lifelong.models.network import feature_width, without_head
 from lifelong.models.weights import load_trunk
 from lifelong.streams import Scenario, Split, Stream
 from lifelong.streams.assemble import Cut
@@ -49,6 +51,11 @@ def stream(recipe: Recipe) -> Stream:
     names = [*learned, *(recipe.unseen.split(",") if recipe.unseen else [])]
     sets = [_padded(_loaded(recipe, name), recipe.pad) for name in names]
     if _only_head(recipe):
+        if recipe.stream in ("permuted", "rotated"):
+            raise InputError(
+                f"model.learn head computes features once, and stream {recipe.stream} changes what they are made of: "
+                "take learn all and method feature-extraction with learn_first false"
+            )
         sets = _featured(recipe, sets)
     if recipe.stream == "domains":
         some, others = sets[: len(learned)], sets[len(learned) :]
@@ -122,8 +129,7 @@ def learner(recipe: Recipe, stream: Stream, module: torch.nn.Module | None = Non
     if module is not None:
         trunk = _with_weights(recipe, without_head(module, recipe.model_settings.get("head_name")))
     else:
-        # Where only the head learns, the stream is of features already.
-        trunk = nn.Flatten() if _only_head(recipe) else _trunk(recipe, shape)
+        trunk = _trunk(recipe, shape)
     chosen = models.pretrained_settings(recipe.model, recipe.model_settings)
     factors = {} if chosen is None or chosen.learn == "head" else _prepared(trunk, chosen, recipe.seed)
     if (recipe.flip or recipe.crop) and len(shape) != 3:
@@ -197,8 +203,12 @@ def _loaded(recipe: Recipe, name: str) -> Dataset:
 
 
 def _trunk(recipe: Recipe, shape: tuple[int, ...]) -> nn.Module:
-    """Return the trunk of `recipe` with the weights that it starts from."""
-    return _with_weights(recipe, models.trunk(recipe.model, recipe.model_settings, shape, recipe.seed))
+    """Return the trunk of `recipe` with the weights that it starts from; on features that stay its learned layers."""
+    layers = models.layers_on_features(recipe.model, recipe.model_settings)
+    if layers is None:
+        return _with_weights(recipe, models.trunk(recipe.model, recipe.model_settings, shape, recipe.seed))
+    made = models.trunk("mlp", {"hidden": layers}, shape, recipe.seed)
+    return _with_weights(recipe, made) if layers else made
 
 
 def _with_weights(recipe: Recipe, trunk: nn.Module) -> nn.Module:
@@ -215,23 +225,39 @@ def _prepared(trunk: nn.Module, chosen: models.Pretrained, seed: int) -> dict[nn
 
 
 def _only_head(recipe: Recipe) -> bool:
-    chosen = models.pretrained_settings(recipe.model, recipe.model_settings)
-    return chosen is not None and chosen.learn == "head"
+    return models.layers_on_features(recipe.model, recipe.model_settings) is not None
 
 
 def _featured(recipe: Recipe, sets: list[Dataset]) -> list[Dataset]:
-    """Return `sets` as the trunk sees them, which stays as it is."""
-    if recipe.stream in ("permuted", "rotated"):
-        raise InputError(
-            f"model.learn head computes features once, and stream {recipe.stream} changes what they are made of: take "
-            "learn all and method feature-extraction with learn_first false"
-        )
-    where = device(recipe.device)
-    trunk = _trunk(recipe, tuple(sets[0].train.inputs.shape[1:])).to(where).eval()
-    digest = hashlib.blake2b(f"{trunk} {recipe.model} {recipe.model_settings} {where.type}".encode(), digest_size=16)
+    """Return `sets` as the trunk sees them; the weights that `recipe` starts from are its, if no layers follow it."""
+    made = models.trunk(recipe.model, recipe.model_settings, tuple(sets[0].train.inputs.shape[1:]), recipe.seed)
+    if not models.layers_on_features(recipe.model, recipe.model_settings):
+        made = _with_weights(recipe, made)
+    return featured(sets, made, recipe.model, recipe.model_settings, device(recipe.device))
+
+
+def featured(
+    sets: Sequence[Dataset], trunk: nn.Module, model: str, model_settings: Mapping[str, Any], where: torch.device
+) -> list[Dataset]:
+    """Return `sets` as `trunk` sees them, which stays as it is: computed once on `where`, and kept on disk.
+
+    Args:
+        model, model_settings: what `trunk` was made of.
+
+    Raises:
+        InputError: samples that `trunk` does not take.
+    """
+    trunk = trunk.to(where).eval()
+    scaled = Split(torch.empty(0), torch.empty(0)).scaled
+    for each in sets:
+        try:
+            feature_width(trunk, scaled(each.train.inputs[:2].to(where)))
+        except InputError as error:
+            raise InputError(f"data {each.name}, model {model}: {error}") from error
+    told = {name: each for name, each in model_settings.items() if name != "hidden"}  # the layers above change nothing
+    digest = hashlib.blake2b(f"{trunk} {model} {told} {where.type}".encode(), digest_size=16)
     for name, tensor in sorted(trunk.state_dict().items()):
         digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-    scaled = Split(torch.empty(0), torch.empty(0)).scaled
     return [features(each, lambda inputs: trunk(scaled(inputs.to(where))), digest.hexdigest()) for each in sets]
 
 

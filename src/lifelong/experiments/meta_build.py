@@ -1,35 +1,25 @@
-"""From a recipe of meta-learning to what it names: tasks, network, algorithm, schedule."""
+"""From a recipe of meta-learning to what it names: network, algorithm, schedule."""
 
 from __future__ import annotations
 
 import functools
 import os
-from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lifelong import models, randomness, settings
-from lifelong.data import load
 from lifelong.errors import InputError, unknown
 from lifelong.experiments.build import device
 from lifelong.experiments.meta_recipe import SINUSOIDS, MetaRecipe, filled
-from lifelong.meta import ALGORITHMS, FewShot, MetaLearner, Problem, Sinusoids, engine, task_network
+from lifelong.experiments.meta_tasks import Sources
+from lifelong.meta import ALGORITHMS, FewShot, MetaLearner, Problem, engine, task_network
 from lifelong.meta.engine import Engine
-from lifelong.meta.episodes import ClassPool, Source, class_pool, divide, turned
 from lifelong.meta.network import Formulation
 from lifelong.models.network import feature_width
 from lifelong.training.meta_loop import MetaSchedule, MetaTraining
 from lifelong.training.optimizers import make_optimizer, rate_schedule
-
-
-@dataclass(frozen=True)
-class Sources:
-    """Tasks to train on, to choose by (or None) and to test on; they share no class."""
-
-    train: Source
-    validation: Source | None
-    test: Source
 
 
 def algorithm(recipe: MetaRecipe) -> MetaLearner:
@@ -53,51 +43,24 @@ def algorithm(recipe: MetaRecipe) -> MetaLearner:
     return made
 
 
-def sources(recipe: MetaRecipe) -> Sources:
-    """Return the tasks of `recipe`, reading its data.
-
-    Raises:
-        InputError: data that cannot be had, or fewer classes or samples than tasks need.
-    """
-    where = device(recipe.device)
-    shots, queries = recipe.train_shots or recipe.shots, recipe.train_queries or recipe.queries
-    if recipe.data == SINUSOIDS:
-        test = Sinusoids(recipe.shots, recipe.queries, where)
-        return Sources(replace(test, shots=shots, queries=queries), test, test)
-    pool = class_pool(load(recipe.data, target=recipe.target, image_size=recipe.image_size))
-    invert = _mostly_light(pool.inputs) if recipe.invert is None else recipe.invert
-    parts = divide(pool, _sizes(recipe, len(pool.counts)), recipe.split_seed)
-    train, validation, test_pool = (
-        (turned(part) if recipe.rotations == "all" or (recipe.rotations == "train" and place == 0) else part).to(where)
-        for place, part in enumerate(parts)
-    )
-
-    def few_shot(part: ClassPool, name: str, ways: int, shots: int, queries: int) -> FewShot:
-        if ways > len(part.counts):
-            raise InputError(
-                f"ways = {ways} is more than the {len(part.counts)} classes of {name} tasks: ask for fewer ways, or "
-                f"set {name}_classes ({recipe.data} has {len(pool.counts)})"
-            )
-        return FewShot(part, ways, shots, queries, invert)
-
-    asked = (recipe.ways, recipe.shots, recipe.queries)
-    return Sources(
-        few_shot(train, "train", recipe.train_ways or recipe.ways, shots, queries),
-        few_shot(validation, "validation", *asked) if len(validation.counts) else None,
-        few_shot(test_pool, "test", *asked),
-    )
-
-
-def trunk(recipe: MetaRecipe, sample: Tensor) -> tuple[nn.Module, nn.Linear]:
-    """Return the freshly initialised trunk and head of `recipe`, on its device."""
+def trunk(recipe: MetaRecipe, sample: Tensor, outputs: int) -> tuple[nn.Module, nn.Linear]:
+    """Return the freshly initialised trunk, and head of so many outputs, of `recipe`, on its device."""
     shape = tuple(sample.shape[1:])
     whole = filled(recipe, shape)
     assert whole.model is not None
-    body = models.trunk(whole.model, whole.model_settings, shape, recipe.seed)
+    layers = models.layers_on_features(whole.model, whole.model_settings)
+    if layers is None:
+        _check_whole(whole.model, whole.model_settings)
+        body = models.trunk(whole.model, whole.model_settings, shape, recipe.seed)
+        if isinstance(body, models.TextTrunk):
+            encoder: Any = body.encoder
+            encoder.set_attn_implementation("eager")  # the fused one has no second derivative
+    else:
+        body = models.trunk("mlp", {"hidden": layers}, shape, recipe.seed)
     width = feature_width(body, sample.cpu())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(randomness.derive(recipe.seed, "head"))
-        head = nn.Linear(width, 1 if recipe.data == SINUSOIDS else recipe.ways)
+        head = nn.Linear(width, outputs)
     where = device(recipe.device)
     return body.to(where), head.to(where)
 
@@ -105,14 +68,36 @@ def trunk(recipe: MetaRecipe, sample: Tensor) -> tuple[nn.Module, nn.Linear]:
 def problem(recipe: MetaRecipe, tasks: Sources, formulation: Formulation) -> Problem:
     """Return what is to be learned, in `formulation`."""
     sample = tasks.train.sample()
-    body, head = trunk(recipe, sample)
+    body, head = trunk(recipe, sample, tasks.test.outputs)
+    if ALGORITHMS[recipe.algorithm].needs_trunk and not any(True for _ in body.parameters()):
+        raise InputError(f"algorithm {recipe.algorithm} learns what is below the head: give it layers by model.hidden")
     network = task_network(body, head, sample, formulation=formulation, statistics=recipe.statistics)
-    classes = len(tasks.train.pool.counts) if isinstance(tasks.train, FewShot) else 0
-    return Problem(network, tasks.train.loss, tasks.train.score, classes)
+    classes = tasks.train.labels if isinstance(tasks.train, FewShot) else 0
+    return Problem(network, tasks.train.loss, tasks.train.score, classes, shared_labels=recipe.domains)
+
+
+def whole_engine(recipe: MetaRecipe) -> Engine | None:
+    """Return how all weights of a pretrained network are meta-learned, or None where others are.
+
+    One task after another, as one alone fills the machine; and texts of many lengths go through the network in pieces,
+    which `vmap` cannot follow.
+
+    Raises:
+        InputError: another formulation is asked for.
+    """
+    model = recipe.model or "mlp"
+    if not models.is_pretrained(model) or models.layers_on_features(model, recipe.model_settings) is not None:
+        return None
+    if recipe.formulation not in ("auto", "loop"):
+        raise InputError(f"formulation {recipe.formulation} is not for all of {model}: take loop, or auto")
+    return Engine("loop", 1 if recipe.tasks_at_once == "auto" else recipe.tasks_at_once)
 
 
 def choose_engine(recipe: MetaRecipe, tasks: Sources, made: MetaLearner) -> Engine:
     """Return how batches of `recipe` are computed: as it says, or as is measured to be fastest here."""
+    whole = whole_engine(recipe)
+    if whole is not None:
+        return whole
     drawn = tasks.train.draw(recipe.tasks, randomness.generator(0, "measured"))
     return engine.choose(
         made,
@@ -146,25 +131,12 @@ def schedule(recipe: MetaRecipe) -> MetaSchedule:
     )
 
 
-def _sizes(recipe: MetaRecipe, classes: int) -> tuple[int, int, int]:
-    """Return how many classes training, validation and test tasks are made of."""
-    validation = classes // 5 if recipe.validation_classes is None else recipe.validation_classes
-    rest = classes - validation
-    if recipe.train_classes is None and recipe.test_classes is None:
-        test = max(1, classes // 5)
-        sizes = (rest - test, validation, test)
-    elif recipe.test_classes is None:
-        assert recipe.train_classes is not None
-        sizes = (recipe.train_classes, validation, rest - recipe.train_classes)
-    else:
-        sizes = (recipe.train_classes or rest - recipe.test_classes, validation, recipe.test_classes)
-    if min(sizes[0], sizes[2]) < 1 or sum(sizes) > classes:
-        raise InputError(
-            f"{recipe.data} has {classes} classes, which do not suffice for train_classes = {sizes[0]}, "
-            f"validation_classes = {sizes[1]} and test_classes = {sizes[2]}"
-        )
-    return sizes
-
-
-def _mostly_light(inputs: Tensor) -> bool:
-    return inputs.dtype == torch.uint8 and inputs.dim() == 4 and float(inputs[:1000].float().mean()) > 127.5
+def _check_whole(model: str, values: dict[str, Any]) -> None:
+    """Refuse what `lifelong run` knows of a pretrained network and meta-learning does not."""
+    chosen = models.pretrained_settings(model, values)
+    for name in ("learn", "layer_decay", "rates", "fix_batch_norm"):
+        if chosen is not None and getattr(chosen, name) != getattr(models.Pretrained(), name):
+            raise InputError(
+                f"model.{name} = {getattr(chosen, name)} is for lifelong run: meta-learning moves all weights of "
+                f"{model}, or those on its features (model.learn head)"
+            )

@@ -17,10 +17,14 @@ _ABOVE = ("description", "algorithms", "seeds", "experiments")
 
 @dataclass(frozen=True)
 class PlannedMeta:
-    """One meta-training of several: its name, which is its folder as well, and its recipe."""
+    """One meta-training of several: its name, which is its folder as well, and its recipe.
+
+    `expected` is the range that the mean score over seeds after the last step must land in, or None.
+    """
 
     name: str
     recipe: MetaRecipe
+    expected: tuple[float, float] | None = None
 
     @property
     def folder(self) -> Path:
@@ -44,8 +48,8 @@ def meta_plan(
 
     Args:
         values: settings of `MetaRecipe` shared by all, with `algorithms` (a mapping from row to settings of the
-            algorithm and of the recipe), `seeds` (how many, from 0) and `experiments` (a mapping from name to what is
-            other there, rows among it).
+            algorithm and of the recipe, and the range `expected: [low, high]` of its score), `seeds` (how many, from 0)
+            and `experiments` (a mapping from name to what is other there, rows among it).
         given: settings that override all of these.
         algorithms: rows to train; all by default. Without rows in `values`, names of algorithms.
         experiments: names of experiments to train; all by default.
@@ -85,7 +89,8 @@ def _experiment(
     for row in algorithms or rows:
         for seed in range(seeds):
             described = merged(_values(row, rows[row] or {}, shared, seed), given)
-            yield PlannedMeta("/".join(part for part in (name, row, f"seed-{seed}") if part), meta_recipe(described))
+            folder = "/".join(part for part in (name, row, f"seed-{seed}") if part)
+            yield PlannedMeta(folder, meta_recipe(described), _range(row, (rows[row] or {}).get("expected")))
 
 
 def _values(row: str, own: Mapping[str, Any], shared: Mapping[str, Any], seed: int) -> dict[str, Any]:
@@ -102,7 +107,17 @@ def _values(row: str, own: Mapping[str, Any], shared: Mapping[str, Any], seed: i
             values["algorithm_settings"][key] = each
         elif key in of_recipe:
             values[key] = each
-        else:
+        elif key != "expected":
             near = closest(key, of_algorithm | of_recipe) or f": it has {', '.join(sorted(of_algorithm))}"
             raise InputError(f"algorithm {row} has no setting {key!r}{near}")
     return values
+
+
+def _range(row: str, expected: Any) -> tuple[float, float] | None:
+    if expected is None:
+        return None
+    try:
+        low, high = (float(each) for each in expected)
+    except (TypeError, ValueError):
+        raise InputError(f"algorithm {row}: expected must be [low, high], and is {expected!r}") from None
+    return low, high

@@ -24,6 +24,7 @@ SINUSOIDS = "sinusoids"
 _USUAL: dict[str, dict[str, Any]] = {
     "omniglot": {"image_size": 28, "rotations": "all", "train_classes": 1100, "validation_classes": 100},
 }
+_WAYS = 5
 _CONVNET = {"channels": [64, 64, 64, 64], "halve": "stride"}
 
 
@@ -33,18 +34,30 @@ class MetaRecipe:
 
     algorithm: str = setting("maml", "meta-learning algorithm; `lifelong list meta` shows them")
     algorithm_settings: dict[str, Any] = setting(dict, "settings of the algorithm: --algorithm.NAME VALUE")
-    data: str = setting(SINUSOIDS, "sinusoids, or a data set whose classes make tasks: omniglot, mnist, a folder")
+    data: str = setting(
+        SINUSOIDS,
+        "sinusoids; a data set whose classes make tasks: omniglot, mnist, a folder, a table; or several by commas, "
+        "domains that share their classes: each task is of one",
+    )
+    validation_data: str | None = setting(
+        None, "domains of validation tasks, by commas; by default a fifth of data, by the split seed"
+    )
+    test_data: str | None = setting(None, "domains of test tasks, by commas; by default a fifth of data, at least one")
     target: str | None = setting(None, "name of the label column, where it is not the usual one")
+    text: str | None = setting(None, "name of the text column, where it is not the usual one")
     image_size: int | None = setting(None, "resize images to so many pixels a side; 28 for omniglot", ge=1)
     invert: bool | None = setting(None, "light and dark are exchanged; by default where pictures are mostly light")
+    standardize: bool | None = setting(
+        None, "numbers less their mean over training samples, divided by their deviation; by default those of tables"
+    )
     rotations: Literal["none", "train", "all"] | None = setting(
         None, "turned by 90, 180 and 270 degrees a class is another one: never, in training, or in tests too"
     )
     train_classes: int | None = setting(None, "classes of training tasks; all that are left by default", ge=1)
     validation_classes: int | None = setting(None, "classes of validation tasks; a fifth by default", ge=0)
     test_classes: int | None = setting(None, "classes of test tasks; all that are left by default", ge=1)
-    split_seed: int = setting(0, "draws which classes are which; runs of other seeds share it", ge=0)
-    ways: int = setting(5, "classes of a task", ge=1)
+    split_seed: int = setting(0, "draws which classes or domains are which; runs of other seeds share it", ge=0)
+    ways: int | None = setting(None, "classes of a task; 5 by default, and all those of domains", ge=1)
     shots: int = setting(1, "support samples a class, or points of a sinusoid", ge=1)
     queries: int = setting(1, "query samples a class, or points of a sinusoid", ge=1)
     train_ways: int | None = setting(None, "ways in training; as in tests by default", ge=1)
@@ -55,7 +68,9 @@ class MetaRecipe:
         "batch norm of queries: over all of a task, by its support samples, or in tests by training tasks at that step",
     )
     model: str | None = setting(
-        None, "network; for pictures convnet with 4 strided blocks of 64, else mlp 40-40, by default"
+        None,
+        "network, as in lifelong run; for pictures convnet with 4 strided blocks of 64, else mlp 40-40, by default; "
+        "minilm and its like read texts, with --model.learn head on features that are computed once",
     )
     model_settings: dict[str, Any] = setting(dict, "settings of the network: --model.NAME VALUE")
     iterations: int = setting(2000, "meta-steps", ge=1)
@@ -70,7 +85,7 @@ class MetaRecipe:
     validation_tasks: int = setting(200, "validation tasks, the same each time", ge=1)
     patience: int | None = setting(None, "end after so many looks without a better score", ge=1)
     test_tasks: int = setting(600, "test tasks", ge=1)
-    evaluate_on: Literal["test", "validation"] = setting("test", "the classes that the final score is measured on")
+    evaluate_on: Literal["test", "validation"] = setting("test", "the tasks that the final score is measured on")
     formulation: Literal["auto", "grouped", "columns", "vmap", "loop"] = setting(
         "auto", "how a batch of tasks is computed; measured once by default"
     )
@@ -78,6 +93,11 @@ class MetaRecipe:
     threads: int | None = setting(None, "CPU threads, each with tasks of its own; all cores by default", ge=1)
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps ...")
     seed: int = setting(0, "of everything that is drawn", ge=0)
+
+    @property
+    def domains(self) -> bool:
+        """Whether each task is of one data set of several."""
+        return "," in self.data or self.validation_data is not None or self.test_data is not None
 
 
 def meta_recipe(values: Mapping[str, Any]) -> MetaRecipe:
@@ -105,7 +125,24 @@ def meta_recipe(values: Mapping[str, Any]) -> MetaRecipe:
     made = settings.build(MetaRecipe, {**usual, **flat}, "recipe")
     if made.patience is not None and (made.validate_every == 0 or made.validation_classes == 0):
         raise InputError("patience watches validation tasks: set validate_every and validation_classes")
-    return made
+    if made.domains:
+        _check_domains(made)
+        return made
+    return dataclasses.replace(made, ways=made.ways or _WAYS)
+
+
+def _check_domains(made: MetaRecipe) -> None:
+    of_classes = ("train_classes", "validation_classes", "test_classes", "train_ways")
+    for name in of_classes:
+        if getattr(made, name) is not None:
+            raise InputError(
+                f"{name} = {getattr(made, name)} divides classes, and domains have them all: leave it out "
+                "(validation_data and test_data say which domains are which)"
+            )
+    if made.rotations not in (None, "none"):
+        raise InputError(f"rotations = {made.rotations} makes further classes, and domains share theirs: leave it out")
+    if SINUSOIDS in made.data.split(","):
+        raise InputError("sinusoids have no classes that other domains could share: leave them out")
 
 
 def filled(made: MetaRecipe, shape: tuple[int, ...]) -> MetaRecipe:

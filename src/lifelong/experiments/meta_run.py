@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lifelong import randomness, tree
 from lifelong.errors import InputError, StateError
-from lifelong.experiments import memory, meta_build
+from lifelong.experiments import memory, meta_build, meta_tasks
 from lifelong.experiments import result as results
 from lifelong.experiments.build import device
 from lifelong.experiments.meta_example import example
@@ -87,7 +87,7 @@ def meta_events(
         if (out / "result.json").is_file():
             yield Finished(read_meta(out / "result.json"))
             return
-        tasks = meta_build.sources(recipe)
+        tasks = meta_tasks.sources(recipe)
         saved = checkpoint.load_checkpoint(out / "checkpoints")
         how = Engine(**saved[0]["engine"]) if saved else meta_build.choose_engine(recipe, tasks, made)
         training = meta_build.training(recipe, tasks, made, how)
@@ -99,7 +99,7 @@ def meta_events(
 
 def _train(
     recipe: MetaRecipe,
-    tasks: meta_build.Sources,
+    tasks: meta_tasks.Sources,
     training: MetaTraining,
     tally: MetaTally,
     out: Path,
@@ -157,7 +157,7 @@ def _restore(training: MetaTraining, tally: MetaTally, saved: Any, tensors: dict
 
 
 def _finish(
-    recipe: MetaRecipe, tasks: meta_build.Sources, training: MetaTraining, tally: MetaTally, out: Path
+    recipe: MetaRecipe, tasks: meta_tasks.Sources, training: MetaTraining, tally: MetaTally, out: Path
 ) -> dict[str, Any]:
     judged = tasks.validation if recipe.evaluate_on == "validation" else tasks.test
     if judged is None:
@@ -228,8 +228,8 @@ def meta_test(folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
     except (OSError, ValueError, SafetensorError):
         raise InputError(f"{folder} holds no finished meta-training: give the --out of `lifelong meta train`") from None
     recipe = meta_recipe({**values, **changes})
-    made, tasks = meta_build.algorithm(recipe), meta_build.sources(recipe)
-    how = _test_engine(recipe, tasks)
+    made, tasks = meta_build.algorithm(recipe), meta_tasks.sources(recipe)
+    how = meta_build.whole_engine(recipe) or _test_engine(recipe, tasks)
     training = meta_build.training(recipe, tasks, made, how)
     found = {name: each.to(next(iter(training.meta.values())).device) for name, each in tensors.items()}
     meta = {name: each for name, each in found.items() if not name.startswith("buffer.")}
@@ -269,22 +269,24 @@ def read_meta(path: Path) -> dict[str, Any]:
     return result
 
 
-def _network(recipe: MetaRecipe, tasks: meta_build.Sources, meta: Params) -> Params:
+def _network(recipe: MetaRecipe, tasks: meta_tasks.Sources, meta: Params) -> Params:
     """Return all weights of the network as other commands know them, batch norm with running statistics.
 
     Adaptation needs none; a stream that starts from these weights does, so they are measured on training tasks.
     """
-    trunk, head = meta_build.trunk(recipe, tasks.train.sample())
+    trunk, head = meta_build.trunk(recipe, tasks.train.sample(), tasks.test.outputs)
     whole = nn.ModuleDict({"trunk": trunk, "head": head})
     held = {name: each.detach() for name, each in meta.items()}
     tree.copy_(
         {name: each for name, each in tree.weights(whole).items() if name in held},
         {name: each for name, each in held.items() if name in tree.weights(whole)},
     )
-    for each in trunk.modules():
-        if isinstance(each, nn.modules.batchnorm._BatchNorm):
-            each.momentum = None  # the mean over batches
-            each.reset_running_stats()
+    norms = [each for each in trunk.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return tree.weights(whole)
+    for each in norms:
+        each.momentum = None  # the mean over batches
+        each.reset_running_stats()
     trunk.train()
     drawn = tasks.train.draw(100, randomness.generator(recipe.seed, "statistics"))
     with torch.no_grad():
@@ -294,7 +296,7 @@ def _network(recipe: MetaRecipe, tasks: meta_build.Sources, meta: Params) -> Par
     return tree.weights(whole)
 
 
-def _test_engine(recipe: MetaRecipe, tasks: meta_build.Sources) -> Engine:
+def _test_engine(recipe: MetaRecipe, tasks: meta_tasks.Sources) -> Engine:
     """Return an engine for tests: what is set by hand, and otherwise small chunks in the likeliest formulation."""
     from lifelong.meta import engine
 

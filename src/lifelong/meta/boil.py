@@ -15,6 +15,7 @@ class BOIL(InnerLoop):
 
     family: ClassVar[str] = "gradient"
     paper: ClassVar[str] = "Oh et al. 2020, 2008.08882"
+    needs_trunk: ClassVar[bool] = True
 
     def adapted(self, weights: Params) -> list[str]:
         return [name for name in weights if name.startswith("trunk.")]

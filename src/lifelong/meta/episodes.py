@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from lifelong import randomness
 from lifelong.data import Dataset
 from lifelong.errors import InputError
+from lifelong.streams import alike
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,25 @@ def class_pool(dataset: Dataset) -> ClassPool:
     return ClassPool(inputs[order], counts.cumsum(0) - counts, counts, dataset.classes)
 
 
+def domain_pool(datasets: Sequence[Dataset]) -> ClassPool:
+    """Return the classes of each of `datasets`, one data set after another: `FewShot` draws domains from it.
+
+    Raises:
+        InputError: data sets whose samples differ in shape, or that have other classes.
+    """
+    first, *others = alike(datasets)
+    for each in others:
+        if each.classes != first.classes:
+            raise InputError(
+                f"{each.name} has the classes {', '.join(each.classes)}, and {first.name} {', '.join(first.classes)}: "
+                "domains share theirs, in the same order"
+            )
+    pools = [class_pool(each) for each in (first, *others)]
+    counts = torch.cat([each.counts for each in pools])
+    names = tuple(f"{each.name}/{label}" for each in (first, *others) for label in each.classes)
+    return ClassPool(torch.cat([each.inputs for each in pools]), counts.cumsum(0) - counts, counts, names)
+
+
 def divide(pool: ClassPool, sizes: Sequence[int], seed: int = 0) -> list[ClassPool]:
     """Return pools of `sizes` classes each that share none, drawn by `seed`.
 
@@ -169,14 +189,16 @@ def turned(pool: ClassPool) -> ClassPool:
 class FewShot:
     """Tasks of telling `ways` classes apart after `shots` samples of each, judged by `queries` more of each.
 
-    Classes, samples and the label that a class has in a task are drawn anew for every task.
+    Classes, samples and the label that a class has in a task are drawn anew for every task. Of `domains` a task is one,
+    with all of its classes, and a label means the same in every task.
 
     Args:
         pool: where they are drawn from.
-        ways: classes of a task.
+        ways: classes of a task; of domains those of each.
         shots: support samples a class.
         queries: query samples a class; the number belongs to the protocol where statistics are transductive.
         inverted: pictures are given as 1 - brightness, so that ink on paper is 1 on 0, as borders of zeros are.
+        domains: `pool` is of domains, `ways` classes of each side by side.
     """
 
     pool: ClassPool
@@ -184,6 +206,7 @@ class FewShot:
     shots: int = 1
     queries: int = 1
     inverted: bool = False
+    domains: bool = False
 
     loss = staticmethod(cross_entropy)
     score = staticmethod(accuracy)
@@ -204,13 +227,17 @@ class FewShot:
     def outputs(self) -> int:
         return self.ways
 
+    @property
+    def labels(self) -> int:
+        """Classes that there are over all tasks, which those of all domains share."""
+        return self.ways if self.domains else len(self.pool.counts)
+
     def sample(self) -> Tensor:
         return self._ready(self.pool.inputs[:2])
 
     def draw(self, tasks: int, generator: torch.Generator) -> Episodes:
         ways, shots = self.ways, self.shots
-        total = torch.full((tasks,), len(self.pool.counts))
-        classes = distinct(total, ways, generator)
+        classes = self._classes(tasks, generator)
         counts = self.pool.counts[classes].flatten()
         chosen = distinct(counts, shots + self.queries, generator).view(tasks, ways, -1)
         chosen += self.pool.starts[classes].unsqueeze(2)
@@ -221,8 +248,15 @@ class FewShot:
             _labels(tasks, ways, shots).to(device),
             self._gather(query),
             _labels(tasks, ways, self.queries).to(device),
-            classes.to(device),
+            (classes % self.labels).to(device),
         )
+
+    def _classes(self, tasks: int, generator: torch.Generator) -> Tensor:
+        """Return the classes of each task, `[tasks, ways]`, in the order of their labels."""
+        if not self.domains:
+            return distinct(torch.full((tasks,), len(self.pool.counts)), self.ways, generator)
+        domain = torch.randint(len(self.pool.counts) // self.ways, (tasks, 1), generator=generator)
+        return domain * self.ways + torch.arange(self.ways)
 
     def _gather(self, indices: Tensor) -> Tensor:
         device = self.pool.inputs.device

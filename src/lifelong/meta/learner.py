@@ -24,12 +24,14 @@ class Problem:
         loss: what adaptation descends, `[tasks]`.
         score: what is reported, `[tasks]`.
         classes: how many there are to train on, over all tasks; 0 where tasks have no classes.
+        shared_labels: a label means the same in every task, as that of domains does.
     """
 
     network: TaskNetwork
     loss: Loss
     score: Loss
     classes: int = 0
+    shared_labels: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,14 @@ class MetaLearner:
     What is meta-learned is one tree `meta`: weights of the network (`trunk.` and `head.` before their names) and what
     the algorithm adds, such as learning rates. Weights with a task axis are made of it for each batch of tasks.
     `regression` says whether it can do tasks without classes, `per_step` whether tests may take statistics that were
-    measured for each step.
+    measured for each step, `needs_trunk` whether it learns or adapts the trunk alone, so that there must be weights.
     """
 
     family: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     regression: ClassVar[bool] = True
     per_step: ClassVar[bool] = False
+    needs_trunk: ClassVar[bool] = False
 
     def parameters(self, problem: Problem) -> Params:
         """Return what is meta-learned, as it is at first."""

@@ -24,7 +24,7 @@ class Pretraining(MetaLearner):
     """Supervised learning of all training classes; abstract. Episodes are but its batches.
 
     Batch norm's statistics are those of each episode, as they will be in a test. A test trains a new head, zero at
-    first, with or without the trunk.
+    first, with or without the trunk; of domains, whose labels mean the same in every task, the head that was trained.
     """
 
     family: ClassVar[str] = "transfer"
@@ -61,9 +61,13 @@ class Pretraining(MetaLearner):
     def answers(self, problem: Problem, meta: Params, buffers: Params, episodes: Episodes) -> Iterator[Tensor]:
         weights = shared(network_weights(meta), len(episodes))
         ways = int(episodes.support_targets.max()) + 1
-        like = meta["classes.weight"]
-        head = {"head.weight": like.new_zeros(ways, like.shape[1]), "head.bias": like.new_zeros(ways)}
-        weights = weights | shared(head, len(episodes))
+        trained = {name: meta[f"classes.{name}"] for name in ("weight", "bias")}
+        begun = (
+            trained
+            if problem.shared_labels
+            else {name: each.new_zeros(ways, *each.shape[1:]) for name, each in trained.items()}
+        )
+        weights = weights | shared({f"head.{name}": each for name, each in begun.items()}, len(episodes))
         path = descend(
             problem,
             weights,

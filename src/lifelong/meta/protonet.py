@@ -25,6 +25,7 @@ class ProtoNet(MetaLearner):
     family: ClassVar[str] = "metric"
     paper: ClassVar[str] = "Snell et al. 2017, 1703.05175"
     regression: ClassVar[bool] = False
+    needs_trunk: ClassVar[bool] = True
 
     def parameters(self, problem: Problem) -> Params:
         return {name: each for name, each in problem.network.initial().items() if name.startswith("trunk.")}

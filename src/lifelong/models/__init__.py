@@ -14,7 +14,7 @@ from lifelong.errors import InputError, unknown
 from lifelong.models import pretrained
 from lifelong.models.network import HeadKind, Network, with_head, without_head
 from lifelong.models.networks import MLP, ConvNet
-from lifelong.models.pretrained import ImageTrunk, Pretrained, Tokenizer, is_pretrained, prepare
+from lifelong.models.pretrained import ImageTrunk, Pretrained, TextTrunk, Tokenizer, is_pretrained, prepare
 
 MODELS: dict[str, type[MLP] | type[ConvNet]] = {"mlp": MLP, "convnet": ConvNet}
 
@@ -25,8 +25,11 @@ __all__ = [
     "HeadKind",
     "Network",
     "Pretrained",
+    "TextTrunk",
     "Tokenizer",
     "class_embeddings",
+    "is_pretrained",
+    "layers_on_features",
     "prepare",
     "pretrained_settings",
     "tokenizer",
@@ -71,7 +74,16 @@ def pretrained_settings(name: str, values: dict[str, Any]) -> Pretrained | None:
     """
     if not is_pretrained(name) and ":" not in name:
         return None
-    return settings.build(Pretrained, values, f"model {name}")
+    chosen = settings.build(Pretrained, values, f"model {name}")
+    if chosen.hidden and chosen.learn != "head":
+        raise InputError(f"model.hidden is for model.learn head, and model.learn is {chosen.learn}: leave it out")
+    return chosen
+
+
+def layers_on_features(name: str, values: dict[str, Any]) -> tuple[int, ...] | None:
+    """Return the units of the layers that learn on features of the model `name`, or None where it learns itself."""
+    chosen = pretrained_settings(name, values)
+    return chosen.hidden if chosen is not None and chosen.learn == "head" else None
 
 
 def tokenizer(name: str, values: dict[str, Any]) -> Tokenizer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml
@@ -56,16 +57,30 @@ def write_meta_report(found: Sequence[Mapping[str, Any]], out: Path) -> Path:
 
 def over_seeds(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Cell]]]:
     """Return, for trainings that differ in their seed alone, the mean scores of all and the interval over seeds."""
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for each in found:
-        groups.setdefault(re.sub(r"/?seed-\d+$", "", each["name"]), []).append(each)
     rows: list[tuple[str, list[Cell]]] = []
-    for name, runs in groups.items():
+    for name, runs in _by_row(found).items():
         ends = [estimate(run["test"][place] for run in runs) for place in (0, -1)]
         if len(runs) > 1 and None not in ends:
             percent = runs[0]["measure"] == "accuracy"
             rows.append((name, [(str(len(runs)), len(runs)), *(_of_seeds(each, percent) for each in ends if each)]))
     return rows
+
+
+def misses(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return one phrase for each row whose mean score after the last step is outside its `expected` range."""
+    said = []
+    for name, runs in _by_row(found).items():
+        mean, expected = fmean(run["test"][-1] for run in runs), runs[0].get("expected")
+        if expected and not expected[0] <= mean <= expected[1]:
+            said.append(f"{name}: {mean:.4g} after the last step, expected {expected[0]:g} to {expected[1]:g}")
+    return said
+
+
+def _by_row(found: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for each in found:
+        groups.setdefault(re.sub(r"/?seed-\d+$", "", each["name"]), []).append(each)
+    return groups
 
 
 def _of_seeds(found: Estimate, percent: bool) -> Cell:
@@ -89,7 +104,8 @@ def _calibration(each: Mapping[str, Any]) -> Cell:
 
 def _tasks(each: Mapping[str, Any]) -> Cell:
     recipe = each["recipe"]
-    ways = f"{recipe['ways']}-way " if each["measure"] == "accuracy" else ""
+    named = "domains, " if recipe["ways"] is None else f"{recipe['ways']}-way "
+    ways = named if each["measure"] == "accuracy" else ""
     statistics = f", {recipe['statistics']}" if each["measure"] == "accuracy" else ""
     return f"{ways}{recipe['shots']}-shot, {recipe['queries']} queries{statistics}", None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lifelong.streams.kinds import blurry, domains, permuted, rotated, split
+from lifelong.streams.kinds import alike, blurry, domains, permuted, rotated, split
 from lifelong.streams.task import Scenario, Split, Stream, Task, joined
 
 KINDS = {
@@ -22,6 +22,7 @@ __all__ = [
     "Split",
     "Stream",
     "Task",
+    "alike",
     "blurry",
     "domains",
     "joined",

@@ -159,18 +159,28 @@ def domains(
     if unseen and scenario is not Scenario.DOMAIN:
         raise InputError(f"unseen domains share the labels of the learned ones, and scenario {scenario.value} does not")
     learned = len(datasets)
-    datasets = _coloured([*datasets, *unseen])
+    datasets = alike([*datasets, *unseen])
+    parts = [Part(data.name, data.train, data.test, data.classes) for data in datasets]
+    named = ",".join(data.name for data in datasets[:learned])
+    whole = assemble("domains", named, scenario, parts, cut or Cut(seed=seed))
+    return replace(whole, tasks=whole.tasks[:learned], unseen=whole.tasks[learned:])
+
+
+def alike(datasets: Sequence[Dataset]) -> Sequence[Dataset]:
+    """Return `datasets` as one network takes them all: where some images are coloured, grey ones become so.
+
+    Raises:
+        InputError: their samples differ in shape.
+    """
+    datasets = _coloured(datasets)
     first = datasets[0]
     for other in datasets[1:]:
         if other.train.inputs.shape[1:] != first.train.inputs.shape[1:]:
             raise InputError(
                 f"samples of {other.name} have the shape {tuple(other.train.inputs.shape[1:])}, those of {first.name} "
-                f"{tuple(first.train.inputs.shape[1:])}: a stream of domains needs one (see image_size)"
+                f"{tuple(first.train.inputs.shape[1:])}: domains need one (see image_size)"
             )
-    parts = [Part(data.name, data.train, data.test, data.classes) for data in datasets]
-    named = ",".join(data.name for data in datasets[:learned])
-    whole = assemble("domains", named, scenario, parts, cut or Cut(seed=seed))
-    return replace(whole, tasks=whole.tasks[:learned], unseen=whole.tasks[learned:])
+    return datasets
 
 
 def blurry(

@@ -17,6 +17,9 @@ class Pretrained:
         "what is trained: all weights, adapters of low rank beside them, or the head alone, on features that are "
         "computed once and kept on disk",
     )
+    hidden: tuple[int, ...] = setting(
+        (), "learn head: units of layers with ReLU that learn between these features and the head"
+    )
     image_size: int | None = setting(
         None, "pixels a side that images are resized to, batch by batch; the network's own by default", ge=1
     )
