@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -150,15 +151,13 @@ def test_vectorised_is_looped(name: str, statistics: str) -> None:
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+def with_one_query(episodes: Episodes) -> Episodes:
+    return replace(episodes, query=episodes.query[:, :1], query_targets=episodes.query_targets[:, :1])
+
+
 def test_support_statistics_hide_queries_from_each_other() -> None:
     episodes = picture_tasks(tasks=2)
-    alone = Episodes(
-        episodes.support,
-        episodes.support_targets,
-        episodes.query[:, :1],
-        episodes.query_targets[:, :1],
-        episodes.classes,
-    )
+    alone = with_one_query(episodes)
     algorithm = MAML(test_steps=1)
     for statistics, same in (("support", True), ("transductive", False)):
         problem = pictures("grouped", statistics=statistics)
@@ -181,13 +180,7 @@ def test_per_step_statistics_are_those_of_training_tasks(formulation: Formulatio
     # Of other tasks they are others, and a query is answered the same whoever stands beside it.
     others = algorithm.settled(problem, meta, {}, picture_tasks(tasks=2, seed=7))
     whole = [*algorithm.answers(problem, meta, others, episodes)]
-    alone = Episodes(
-        episodes.support,
-        episodes.support_targets,
-        episodes.query[:, :1],
-        episodes.query_targets[:, :1],
-        episodes.classes,
-    )
+    alone = with_one_query(episodes)
     for many, one in zip(whole, algorithm.answers(problem, meta, others, alone), strict=True):
         torch.testing.assert_close(many[:, :1], one)
     *_, last = algorithm.answers(transductive, meta, {}, episodes)

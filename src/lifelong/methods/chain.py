@@ -94,7 +94,9 @@ class Chain(Method):
             method.after_task(learner, task)
 
     def logits(self, learner: Learner, inputs: Tensor, task: int) -> Tensor:
-        logits = self._whose("logits").logits(learner, inputs, task)
+        return self._whose("logits").logits(learner, inputs, task)
+
+    def restrict(self, learner: Learner, inputs: Tensor, logits: Tensor) -> Tensor:
         for method in self.methods.values():
             logits = method.restrict(learner, inputs, logits)
         return logits

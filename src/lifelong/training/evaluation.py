@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from lifelong.curvature.per_sample import evaluating
 from lifelong.learner import Learner
@@ -25,7 +26,7 @@ def accuracy(learner: Learner, method: Method, task: Task, split: Split) -> floa
     right = torch.zeros((), dtype=torch.int64, device=learner.device)
     with evaluating(learner.model), torch.inference_mode(), learner.precision():
         for inputs, targets in ready.batches(BATCH):
-            logits = method.logits(learner, inputs, task.index)
+            logits = _answer(learner, method, inputs, task.index)
             if logits.shape[1] == 0:  # no class has been learned yet, so none can be answered
                 return 0.0
             right += (logits.argmax(1) == targets).sum()
@@ -37,5 +38,9 @@ def needs_task_id(learner: Learner, method: Method, tasks: tuple[Task, ...], sam
     task = tasks[0]
     inputs, _ = next(task.test.take(torch.arange(min(samples, len(task.test)))).ready(learner.device).batches(samples))
     with evaluating(learner.model), torch.inference_mode(), learner.precision():
-        answers = [method.logits(learner, inputs, other.index) for other in (task, tasks[-1])]
+        answers = [_answer(learner, method, inputs, other.index) for other in (task, tasks[-1])]
     return answers[0].shape != answers[1].shape or not torch.equal(*answers)
+
+
+def _answer(learner: Learner, method: Method, inputs: Tensor, task: int) -> Tensor:
+    return method.restrict(learner, inputs, method.logits(learner, inputs, task))
