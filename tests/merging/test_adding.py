@@ -90,8 +90,22 @@ def test_statistics_that_only_some_experts_have_are_refused(models: Path, capsys
         assert "fisher statistics, and c" in said
 
 
-def test_the_state_does_not_grow(models: Path) -> None:
-    merge("--rule", "magmax", "--base", "base", "a", "--out", "grown", "--keep-running")
+@pytest.mark.parametrize(
+    "settings", ["density=0.2,trim=model", "density=0.5,rescale=true,rescale_norm=l2,normalize=false"]
+)
+def test_what_is_trimmed_of_an_expert_does_not_hang_on_when_it_comes(settings: str, models: Path) -> None:
+    chosen = [word for pair in settings.split(",") for word in ("--rule." + pair).split("=")]
+    words = ["--rule", "ties", "--base", "base", *chosen]
+    merge(*words, *"abc", "--out", "whole")
+    merge(*words, *"ab", "--out", "grown", "--keep-running")
+    merge("--into", "grown", "c")
+    whole, grown = read(models / "whole"), read(models / "grown")
+    assert all(whole[name].tobytes() == grown[name].tobytes() for name in whole)
+
+
+@pytest.mark.parametrize("rule", ["magmax", "ties", "randmix"])
+def test_the_state_does_not_grow(rule: str, models: Path) -> None:
+    merge("--rule", rule, "--base", "base", "a", "--out", "grown", "--keep-running")
     sizes = []
     for name in "bcd":
         merge("--into", "grown", name)
@@ -100,7 +114,7 @@ def test_the_state_does_not_grow(models: Path) -> None:
 
 
 def test_what_cannot_be_added_to_is_refused(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = refused(capsys, "--rule", "ties", "--base", "base", "a", "b", "--out", "out", "--keep-running")
+    said = refused(capsys, "--rule", "sce", "--base", "base", "a", "b", "--out", "out", "--keep-running")
     assert "must see all experts at once" in said
     assert "magmax" in said
     merge("--rule", "magmax", "--base", "base", "a", "--out", "bare")

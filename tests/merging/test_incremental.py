@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from lifelong import tree
 from lifelong.errors import InputError
 from lifelong.merging.in_memory import merge
 from lifelong.merging.incremental import Folded, Paired, Pooled, incremental
@@ -45,13 +47,41 @@ def test_one_at_a_time_gives_the_bits_of_all_at_once(name: str) -> None:
     assert isinstance(kept, Folded) == isinstance(rule, Folding)
 
 
-def test_large_tensors_are_folded_piece_by_piece_to_the_same_bits() -> None:
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [
+        ("magmax", {}),
+        ("ties", {"density": 0.3, "trim": "model"}),
+        ("ties", {"density": 0.3, "weight": 0.3, "rescale": True}),
+        ("dare_linear", {"density": 0.3, "weight": 0.3, "normalize": True}),
+        ("dare_ties", {"density": 0.5, "normalize": True}),
+        ("della", {"density": 0.5, "normalize": False}),
+        ("della_linear", {"density": 0.5, "rescale_norm": "expectation"}),
+        ("breadcrumbs", {"density": 0.5, "gamma": 0.1}),
+        ("breadcrumbs_ties", {"density": 0.5, "gamma": 0.1}),
+        ("sign_consensus", {"agreement": 0.6, "weight": 0.3}),
+        ("randmix", {"seed": 3}),
+    ],
+)
+def test_what_folds_keeps_as_much_for_many_experts_and_gives_the_bits_of_all_at_once(
+    name: str, case: dict[str, Any]
+) -> None:
     drawn = torch.Generator().manual_seed(0)
-    base, *experts = ({"w": torch.randn(700, 900, generator=drawn)} for _ in range(3))
-    kept = incremental(RULES["magmax"]())
+    # More than a block, and little: limits are found tensor by tensor, or over both.
+    shapes = {"w": (700, 900), "b": (900,)}
+    base, *experts = (
+        {name: torch.randn(shape, generator=drawn) * (0.1 if name == "b" else 1) for name, shape in shapes.items()}
+        for _ in range(6)
+    )
+    rule = RULES[name](**case)
+    kept = incremental(rule)
+    sizes = []
     for expert in experts:
         kept.add(base, expert, {})
-    torch.testing.assert_close(kept.merged(base), merge("magmax", base, experts), rtol=0, atol=0)
+        assert isinstance(kept, Folded)
+        sizes.append(sum(tree.size(part) for part in kept.parts))
+    assert len(set(sizes)) == 1
+    torch.testing.assert_close(kept.merged(base), merge(rule, base, experts), rtol=0, atol=0)
 
 
 def test_fisher_keeps_two_trees_and_gives_the_weighted_average() -> None:

@@ -211,6 +211,13 @@ def test_draws_are_uniform_and_apart() -> None:
     assert np.abs(correlations).max() < 5 / np.sqrt(count)
 
 
+def test_random_experts_are_equally_likely() -> None:
+    base = np.zeros(200_000, np.float32)
+    merged = RULES["randmix"]()(base, [base + place for place in range(5)], NAME)
+    shares = np.bincount(merged.astype(int), minlength=5) / base.size
+    assert shares == pytest.approx([0.2] * 5, abs=5 * np.sqrt(0.2 * 0.8 / base.size))
+
+
 def test_dropping_keeps_the_share_and_the_mean() -> None:
     base = np.zeros(200_000, np.float32)
     merged = RULES["dare_linear"](density=0.2)(base, [base + 1], NAME)

@@ -299,9 +299,12 @@ def maxabs(base: Numbers, experts: list[Numbers], scale: float = 1.0) -> Numbers
 
 
 def randmix(base: Numbers, experts: list[Numbers], scale: float = 1.0, seed: int = 0) -> Numbers:
-    which = np.floor(blocks_of(seed, 0, base.size) * len(experts) / LEVELS).astype(int).reshape(base.shape)
-    vectors = np.array([each - base for each in experts])
-    return np.asarray(base + scale * np.take_along_axis(vectors, which[None], axis=0)[0])
+    merged = np.array(base, float).reshape(-1)
+    drawn = [blocks_of(seed, t, base.size) / LEVELS for t in range(len(experts))]
+    for place, numbers in enumerate(zip(*((each - base).reshape(-1) for each in experts), strict=True)):
+        taken = [t for t in range(len(experts)) if t == 0 or drawn[t][place] < round(LEVELS / (t + 1)) / LEVELS]
+        merged[place] += scale * numbers[taken[-1]]
+    return merged.reshape(base.shape)
 
 
 def model_stock(base: Numbers, experts: list[Numbers], filter_wise: bool = False) -> Numbers:

@@ -228,7 +228,7 @@ def _surveyed(jobs: Sequence[Job], mapper: Mapper[Any]) -> dict[str, Any]:
     for job in jobs:
         if job.rule is not None:
             base = None if job.base is None else job.base.values
-            stack = Stack(job.name, base, [each.values for each in job.experts], mapper)
+            stack = Stack(job.name, base, [each.values for each in job.experts], mapper, before=job.before)
             groups.setdefault((type(job.rule), len(job.experts)), []).append((job.rule, stack))
     found: dict[str, Any] = {}
     for group in groups.values():

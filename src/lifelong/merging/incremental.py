@@ -8,7 +8,7 @@ main memory.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from lifelong import tree
 from lifelong.errors import InputError
-from lifelong.merging.in_memory import merge
-from lifelong.merging.rule import Folding, Rule, name_of
+from lifelong.merging.in_memory import Held, merge, whole
+from lifelong.merging.rule import BLOCK, Array, Folding, Rule, Site, Stack, name_of
 from lifelong.tree import Params
 
 
@@ -66,24 +66,26 @@ class Folded:
     def add(self, base: Params, expert: Params, statistics: Params) -> None:
         if not self.parts:
             self.parts = self._room(base, statistics)
-        for names, parts in self._alike(base):
-            informed = [statistics] if names and names[0] in statistics else []
-            for start, theta, *rest in self._pieces(names, base, expert, *informed, *parts):
-                statistic = rest.pop(0).clone() if informed else None
-                folded = self.rule.fold(
-                    rest if self.count else [], _wide(start), _wide(theta).clone(), self.count, statistic
-                )
-                for kept, new in zip(rest, folded, strict=True):
-                    kept.copy_(new)
+        stacks = [self._stack(name, base, expert, statistics) for name in base]
+        model = self.rule.survey_model([(self.rule, stack) for stack in stacks])
+        for stack in stacks:
+            facts = self.rule.survey(replace(stack, model=model))
+            for site, start, (theta,), kept in self._blocks(stack):
+                known = self.rule.known(facts, 0, theta, site)
+                folded = self.rule.fold(kept if self.count else [], start, theta, self.count, site, known)
+                for old, new in zip(kept, folded, strict=True):
+                    old.copy_(new)
         self.count += 1
 
     @torch.no_grad()
     def merged(self, base: Params) -> Params:
         self.rule.check(self.count)
-        found = {name: torch.empty_like(tensor) for name, tensor in base.items()}
-        for names, parts in self._alike(base):
-            for out, start, *state in self._pieces(names, found, base, *parts):
-                out.copy_(self.rule.finish(state, _wide(start), self.count))
+        found = {}
+        for name, tensor in base.items():
+            stack = self._stack(name, base)
+            every = [self.rule.finish(kept, start, self.count) for _, start, _, kept in self._blocks(stack)]
+            whole = torch.cat([each.reshape(-1) for each in every]) if every else tensor.reshape(-1)
+            found[name] = whole.reshape(tensor.shape).to(tensor, copy=True)
         return found
 
     def _room(self, base: Params, statistics: Params) -> list[Params]:
@@ -96,18 +98,22 @@ class Folded:
                 part[name] = tensor.new_zeros(shape, dtype=torch.float64 if kind == "F64" else torch.float32)
         return parts
 
-    def _alike(self, base: Params) -> Iterator[tuple[list[str], list[Params]]]:
-        """Yield names of tensors with equally many running arrays, and these."""
-        for count in range(1, len(self.parts) + 1):
-            names = [name for name in base if sum(name in part for part in self.parts) == count]
-            yield names, self.parts[:count]
+    def _stack(self, name: str, base: Params, expert: Params | None = None, statistics: Params | None = None) -> Stack:
+        """Return one tensor of the base, and of the expert that is added, if any, with its statistic."""
+        experts = [] if expert is None else [Held(expert[name])]
+        known = [Held(statistics[name])] if statistics and name in statistics else []
+        return Stack(name, Held(base[name]), experts, statistics=known, before=self.count)
 
-    def _pieces(self, names: list[str], *trees: Params) -> Iterator[tuple[Tensor, ...]]:
+    def _blocks(self, stack: Stack) -> Iterator[tuple[Site, Array, list[Array], list[Tensor]]]:
+        """Yield where each block lies, copies of it in the base and the expert, and views of the running arrays."""
+        parts = [part[stack.name] for part in self.parts if stack.name in part]
         if not self.rule.blockwise:
-            yield from (tuple(each[name] for each in trees) for name in names)
+            start, experts = whole(stack)
+            yield Site(stack.name), start, experts, parts
             return
-        for columns in tree.blocks(names, *trees):
-            yield from zip(*columns, strict=True)
+        for site in stack.sites():
+            stop = min(site.start + BLOCK, stack.size)
+            yield site, *stack.read(site), [part.view(-1)[site.start : stop] for part in parts]
 
 
 @dataclass
@@ -152,10 +158,6 @@ class Pooled:
 def on_cpu(params: Params) -> Params:
     """Return `params` in main memory; a restored checkpoint may have put them on an accelerator."""
     return {name: tensor.cpu() for name, tensor in params.items()}
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(tree.wide(tensor))
 
 
 def _like(params: Params, base: Params) -> Params:

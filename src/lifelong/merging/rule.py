@@ -66,6 +66,7 @@ class Stack:
             on several cores.
         model: what `Rule.survey_model` found in the whole model.
         statistics: what the rule's `statistic` is of the tensor in each expert; none where none of them has it.
+        before: how many experts came before these, for a rule that takes them in one at a time.
     """
 
     name: str
@@ -74,6 +75,12 @@ class Stack:
     mapper: Mapper[Any] = one_by_one
     model: Any = None
     statistics: Sequence[Values] = ()
+    before: int = 0
+
+    @property
+    def places(self) -> range:
+        """Which of all the experts these are, for settings that each has its own of."""
+        return range(self.before, self.before + len(self.experts))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -209,9 +216,9 @@ class Rule:
 class Folding(Rule):
     """A rule that takes experts in one at a time, in memory that does not grow with their number.
 
-    What is kept between them, the arrays that `kept` describes, can be stored and gone on from: since `merge` folds
-    too, that gives the bits of merging all at once. What `survey` of a rule with a `statistic` returns are those of the
-    experts, still to be read.
+    What is kept between them, the arrays that `kept` describes, can be stored and gone on from, and gives the bits of
+    merging all at once: `merge` folds too, or adds in the same order. What `survey` finds it must find of each expert
+    alone. Of a rule with a `statistic` that are the experts' statistics, still to be read.
     """
 
     parts: ClassVar[int] = 1
@@ -227,7 +234,7 @@ class Folding(Rule):
         return [(dtype, shape)] * self.parts
 
     def fold(
-        self, state: list[Array], base: Array | None, expert: Array, index: int, statistic: Array | None = None
+        self, state: list[Array], base: Array | None, expert: Array, index: int, site: Site, known: Any = None
     ) -> list[Array]:
         """Return the state after one more expert.
 
@@ -236,10 +243,30 @@ class Folding(Rule):
             base: the block of the base, or None; not to be changed.
             expert: that of the expert; may be changed.
             index: which expert it is, for settings that each has its own of.
-            statistic: the same block of the expert's statistic (all of it where the rule is not blockwise), or None
-                where the tensor has none; may be changed.
+            site: where the block lies.
+            known: what `known` returned for the expert; may be changed.
         """
         raise NotImplementedError
+
+    def known(self, facts: Any, number: int, expert: Array, site: Site) -> Any:
+        """Return what `fold` must know of an expert beside its numbers.
+
+        By default the same block of its statistic (all of it where the rule is not blockwise), or None where the tensor
+        has none.
+
+        Args:
+            facts: what `survey` returned.
+            number: which of the experts that were surveyed it is.
+            expert: the block, or the tensor.
+            site: where that lies.
+        """
+        if not facts:
+            return None
+        values = facts[number]
+        if self.blockwise:
+            return values.read(site.start, site.start + expert.shape[0])
+        found = values.read(0, int(np.prod(values.shape, dtype=object)))
+        return namespace(found).reshape(found, values.shape)
 
     def finish(self, state: list[Array], base: Array | None, experts: int) -> Array:
         """Return the merged block from the state after all `experts`; neither of them is changed."""
@@ -256,15 +283,9 @@ class Folding(Rule):
         One that is read when its turn comes is in the processor's cache when it is folded.
         """
         for number, expert in enumerate(experts):
-            statistic = self._read(facts[number], expert, site) if facts else None
-            state = self.fold(state, base, expert, before + number, statistic)
+            known = self.known(facts, number, expert, site)
+            state = self.fold(state, base, expert, before + number, site, known)
         return state
-
-    def _read(self, values: Values, expert: Array, site: Site) -> Array:
-        if self.blockwise:
-            return values.read(site.start, site.start + expert.shape[0])
-        found = values.read(0, int(np.prod(values.shape, dtype=object)))
-        return namespace(found).reshape(found, values.shape)
 
 
 def name_of(rule: Rule | Callable[..., Array]) -> str:

@@ -176,7 +176,8 @@ class _Running:
         base: Values | None = self.watched[0] if origin else None
         experts: list[Values] = [*self.watched[origin : origin + len(job.experts)]]
         statistics: list[Values] = [*self.watched[origin + len(job.experts) :]]
-        self.stack = Stack(job.name, base, experts, model=work.facts.get(job.name), statistics=statistics)
+        model = work.facts.get(job.name)
+        self.stack = Stack(job.name, base, experts, model=model, statistics=statistics, before=job.before)
         self.facts = task.facts
         self.written: dict[str, dict[int, int]] = {}
 
@@ -201,7 +202,7 @@ class _Running:
         rule = self.job.rule
         if rule is None:
             self._write(site.start, self._copied(site))
-        elif isinstance(rule, Folding):
+        elif isinstance(rule, Folding) and (self.work.keep_running or type(rule).merge is Folding.merge):
             self._fold(rule, site)
         else:
             self._write(site.start, rule.merge(*self.stack.read(site), self.facts, site))

@@ -60,9 +60,10 @@ def _training(value: str) -> Any:
 class Merge(Merging):
     """Merge the experts of all tasks by a rule: `theta_0 + lambda (rule(theta_0, theta_1 .. theta_t) - theta_0)`.
 
-    What is kept does not grow with the number of tasks for rules that fold (averages, task arithmetic, MagMax), for
-    `fisher` and `regmean`, whose statistics are collected at the end of each task, and for rules of two models, which
-    merge each expert with the result so far. All others keep every expert, in main memory.
+    What is kept does not grow with the number of tasks for rules that fold (averages, sums of whole or sparse task
+    vectors, elections of a sign, MagMax, `randmix`), for `fisher` and `regmean`, whose statistics are collected at the
+    end of each task, and for rules of two models, which merge each expert with the result so far. All others keep every
+    expert, in main memory.
 
     With `scale = auto` the lambda of `scales` is taken that answers most of `validation_samples` of each task rightly;
     these are kept, from the validation split alone.
@@ -197,6 +198,7 @@ class RandMix(Merge):
     """Keep, number by number, the change of a task drawn at random: the control of MagMax's choice by magnitude."""
 
     paper: ClassVar[str] = "2407.06322"
+    grows: ClassVar[bool] = False
 
     rule: str = _rule("randmix")
 
@@ -209,6 +211,7 @@ class TIESCL(Merge):
     """
 
     paper: ClassVar[str] = "2306.01708"
+    grows: ClassVar[bool] = False
 
     rule: str = _rule("ties")
     rule_settings: Mapping[str, Any] = _rule_settings(density=0.2, trim="model")

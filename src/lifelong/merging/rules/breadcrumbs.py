@@ -29,28 +29,25 @@ class Breadcrumbs(Sparsified):
 
     gamma: float | tuple[float, ...] = setting(0.01, "share of the largest that is dropped, 0 to 1", ge=0, le=1)
 
-    def limits(self, stack: Stack) -> list[float]:
-        """Return the least magnitude kept of each expert, then the magnitude of each that is the largest kept."""
-        count = len(stack.experts)
+    def limits(self, stack: Stack) -> list[tuple[float, float]]:
+        """Return the least magnitude that is kept of each expert, and the largest."""
         size = stack.size
-        keep = [share_of(size, density) for density in self.each("density", count)]
-        top = [
-            max(0, min(int(gamma * size), size - kept))
-            for gamma, kept in zip(self.each("gamma", count), keep, strict=True)
-        ]
+        keep = [share_of(size, self.of_expert("density", place)) for place in stack.places]
+        gammas = [self.of_expert("gamma", place) for place in stack.places]
+        top = [max(0, min(int(gamma * size), size - kept)) for gamma, kept in zip(gammas, keep, strict=True)]
 
         def twice(base: Array | None, experts: list[Array]) -> list[Array]:
             found = magnitudes(base, experts)
             return [*found, *found]
 
         least = [kept + dropped if kept else 0 for kept, dropped in zip(keep, top, strict=True)]
-        return cuts(stack, twice, [*least, *(dropped + 1 if dropped else 0 for dropped in top)])
+        found = cuts(stack, twice, [*least, *(dropped + 1 if dropped else 0 for dropped in top)])
+        return list(zip(found[: len(keep)], found[len(keep) :], strict=True))
 
-    def sparsify(self, vectors: list[Array], limits: Any, site: Site) -> None:
-        count = len(vectors)
-        for each, least, largest in zip(vectors, limits[:count], limits[count:], strict=True):
-            magnitude = namespace(each).abs(each)
-            each *= (magnitude >= least) & (magnitude <= largest)
+    def sparsify(self, vector: Array, limit: Any, site: Site) -> None:
+        least, largest = limit
+        magnitude = namespace(vector).abs(vector)
+        vector *= (magnitude >= least) & (magnitude <= largest)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from lifelong.merging.draws import LEVELS, draws
-from lifelong.merging.rule import Array, Site, like
+from lifelong.merging.rule import Array, Site, Stack, like
 from lifelong.merging.rules.sparsified import Sparsified
 from lifelong.settings import setting
 
@@ -30,13 +30,16 @@ class DARE(Sparsified):
     )
     seed: int = setting(0, "of the draws", ge=0)
 
-    def sparsify(self, vectors: list[Array], limits: Any, site: Site) -> None:
-        for expert, (each, density) in enumerate(zip(vectors, self.each("density", len(vectors)), strict=True)):
-            level = round(density * LEVELS)
-            if level < LEVELS:
-                each *= like(draws(self.seed, site, expert, len(each)) < level, each)
-                if self.keeps_expectation and level:
-                    each *= LEVELS / level
+    def limits(self, stack: Stack) -> list[tuple[int, int]]:
+        """Return the place of each expert, and the probability in 65536ths that a number of it is kept."""
+        return [(place, round(self.of_expert("density", place) * LEVELS)) for place in stack.places]
+
+    def sparsify(self, vector: Array, limit: Any, site: Site) -> None:
+        place, level = limit
+        if level < LEVELS:
+            vector *= like(draws(self.seed, site, place, len(vector)) < level, vector)
+            if self.keeps_expectation and level:
+                vector *= LEVELS / level
 
 
 @dataclass(frozen=True)

@@ -43,10 +43,10 @@ class DELLALinear(Sparsified):
                     f"rule {name_of(self)}: density {density} with epsilon {epsilon} gives probabilities outside 0 to 1"
                 )
 
-    def limits(self, stack: Stack) -> list[Numbers]:
-        """Return, for each number of each expert, its probability in 65536ths where it is kept, else 0."""
-        count = len(stack.experts)
-        densities, epsilons = self.each("density", count), self.each("epsilon", count)
+    def limits(self, stack: Stack) -> list[Numbers | None]:
+        """Return, for each number of each expert, its probability in 65536ths where it is kept, else 0; None: all."""
+        densities = [self.of_expert("density", place) for place in stack.places]
+        epsilons = [self.of_expert("epsilon", place) for place in stack.places]
         width = stack.size // stack.shape[0] if len(stack.shape) > 1 else stack.size
         # Whole rows, about a block of them at a time.
         step = width * max(1, BLOCK // width)
@@ -56,27 +56,25 @@ class DELLALinear(Sparsified):
             stop = min(site.start + step, stack.size)
             assert stack.base is not None
             base = stack.base.read(site.start, stop)
-            found = np.zeros((count, stop - site.start), np.uint16)
-            for expert, values in enumerate(stack.experts):
-                if not 0 < densities[expert] < 1:
-                    continue
-                magnitude = np.abs(as_numpy(values.read(site.start, stop) - base)).reshape(-1, width)
-                levels = _levels(magnitude, densities[expert], epsilons[expert]).reshape(-1)
-                found[expert] = levels * (draws(self.seed, site, expert, levels.size) < levels)
+            found = np.zeros((len(densities), stop - site.start), np.uint16)
+            every = zip(found, stack.experts, stack.places, densities, epsilons, strict=True)
+            for kept, values, place, density, epsilon in every:
+                if 0 < density < 1:
+                    magnitude = np.abs(as_numpy(values.read(site.start, stop) - base)).reshape(-1, width)
+                    levels = _levels(magnitude, density, epsilon).reshape(-1)
+                    kept[:] = levels * (draws(self.seed, site, place, levels.size) < levels)
             return found
 
-        return list(np.concatenate(stack.mapper(of_rows, sites), axis=1))
+        found = np.concatenate(stack.mapper(of_rows, sites), axis=1)
+        return [None if density == 1 else kept for kept, density in zip(found, densities, strict=True)]
 
-    def sparsify(self, vectors: list[Array], limits: Any, site: Site) -> None:
-        densities = self.each("density", len(vectors))
-        for each, levels, density in zip(vectors, limits, densities, strict=True):
-            if density == 0:
-                each *= 0
-            elif density < 1:
-                kept = levels[site.start : site.start + len(each)]
-                each *= like(kept > 0, each)
-                if self.keeps_expectation:
-                    each *= like((LEVELS / np.maximum(kept, 1)).astype(as_numpy(each).dtype), each)
+    def sparsify(self, vector: Array, limit: Any, site: Site) -> None:
+        if limit is None:
+            return
+        kept = limit[site.start : site.start + len(vector)]
+        vector *= like(kept > 0, vector)
+        if self.keeps_expectation:
+            vector *= like((LEVELS / np.maximum(kept, 1)).astype(as_numpy(vector).dtype), vector)
 
 
 @dataclass(frozen=True)

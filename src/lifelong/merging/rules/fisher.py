@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from lifelong.errors import InputError
-from lifelong.merging.rule import Array, Folding, Stack, choose, namespace
+from lifelong.merging.rule import Array, Folding, Site, Stack, choose, namespace
 from lifelong.settings import setting
 
 
@@ -39,13 +39,13 @@ class Fisher(Folding):
         return stack.statistics
 
     def fold(
-        self, state: list[Array], base: Array | None, expert: Array, index: int, statistic: Array | None = None
+        self, state: list[Array], base: Array | None, expert: Array, index: int, site: Site, known: Any = None
     ) -> list[Array]:
         """Return the weighted average so far, and the importance of each of its numbers."""
         xp = namespace(expert)
         weights = self.each("weight", index + 1)[: index + 1]
-        importance = xp.zeros_like(expert) if statistic is None else xp.astype(statistic, expert.dtype)
-        if statistic is not None:
+        importance = xp.zeros_like(expert) if known is None else xp.astype(known, expert.dtype)
+        if known is not None:
             importance[...] = xp.where(importance > self.floor, importance, self.floor)
             importance *= weights[-1]
         if not state:

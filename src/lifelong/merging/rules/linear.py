@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from lifelong.errors import InputError
-from lifelong.merging.rule import Array, Folding
+from lifelong.merging.rule import Array, Folding, Site
 from lifelong.settings import setting
 
 
@@ -30,7 +30,7 @@ class Linear(Folding):
             raise InputError("rule linear: the weights sum to zero, and normalize would divide by it")
 
     def fold(
-        self, state: list[Array], base: Array | None, expert: Array, index: int, statistic: Array | None = None
+        self, state: list[Array], base: Array | None, expert: Array, index: int, site: Site, known: Any = None
     ) -> list[Array]:
         return [added(state, expert, self.of_expert("weight", index))]
 

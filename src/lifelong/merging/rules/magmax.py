@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from lifelong.merging.rule import Array, Folding, choose, namespace
+from lifelong.merging.rule import Array, Folding, Site, choose, namespace
 from lifelong.settings import setting
 
 
@@ -27,7 +27,7 @@ class MagMax(Folding):
     scale: float = setting(0.5, "lambda, the scale of the merged task vector")
 
     def fold(
-        self, state: list[Array], base: Array | None, expert: Array, index: int, statistic: Array | None = None
+        self, state: list[Array], base: Array | None, expert: Array, index: int, site: Site, known: Any = None
     ) -> list[Array]:
         expert -= base
         xp = namespace(expert)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from lifelong.errors import InputError
 from lifelong.merging.linear_algebra import nearest_minimizer
-from lifelong.merging.rule import Array, Folding, Stack, namespace
+from lifelong.merging.rule import Array, Folding, Site, Stack, namespace
 from lifelong.settings import setting
 
 
@@ -45,7 +45,7 @@ class RegMean(Folding):
         return [(dtype, shape), (dtype, shape), *sums]
 
     def fold(
-        self, state: list[Array], base: Array | None, expert: Array, index: int, statistic: Array | None = None
+        self, state: list[Array], base: Array | None, expert: Array, index: int, site: Site, known: Any = None
     ) -> list[Array]:
         """Return `W_1`, `sum_t (W_t - W_1)`, `sum_t G_t` and `sum_t (W_t - W_1) G_t` so far."""
         xp = namespace(expert)
@@ -53,9 +53,9 @@ class RegMean(Folding):
         # Around the first: experts that are equal give it back to the last bit.
         change = expert - first
         moved = moved + change
-        if statistic is None:
+        if known is None:
             return [first, moved]
-        own = self._scaled(statistic)
+        own = self._scaled(known)
         product = xp.astype(change, xp.float64) @ own
         return [first, moved, sums[0] + own, sums[1] + product] if sums else [first, moved, own, product]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lifelong.merging.rule import Array, namespace
+from lifelong.merging.rule import Array, choose, namespace
 
 
 def elected(vectors: list[Array]) -> Array:
@@ -10,10 +10,7 @@ def elected(vectors: list[Array]) -> Array:
     total = vectors[0] + 0.0
     for each in vectors[1:]:
         total += each
-    signs = namespace(total).astype(total >= 0, total.dtype)
-    signs *= 2
-    signs -= 1
-    return signs
+    return _signs(total >= 0, total)
 
 
 def agreeing(weighted: list[Array], weights: list[float], signs: Array, normalize: bool) -> Array:
@@ -27,21 +24,55 @@ def agreeing(weighted: list[Array], weights: list[float], signs: Array, normaliz
     """
     xp = namespace(signs)
     merged, zero = xp.zeros_like(signs), xp.zeros_like(signs)
-    # How many agree, of those that have the same weight: bytes are a quarter of what floats are to add up.
-    small = xp.uint8 if len(weighted) < 256 else xp.int32
-    heads: dict[float, Array] = {}
+    # How many agree is their weight, if all weigh 1: bytes are a quarter of what floats are to add up.
+    small = xp.uint8 if all(weight == 1 for weight in weights) and len(weights) < 256 else signs.dtype
+    mass = xp.zeros_like(signs, dtype=small)
     for each, weight in zip(weighted, weights, strict=True):
         each *= signs
         if normalize:
             # Positive where it agrees, and 0 where it was trimmed.
             agrees = xp.astype(each > 0, small)
-            heads[weight] = heads[weight] + agrees if weight in heads else agrees
+            mass += agrees if weight == 1 else weight * agrees
         merged += xp.maximum(each, zero)
     merged *= signs
-    if normalize:
-        mass = zero
-        for weight, count in heads.items():
-            mass += weight * xp.astype(count, mass.dtype)
-        mass += xp.astype(mass == 0, mass.dtype)
-        merged /= mass
-    return merged
+    return _divided(merged, xp.astype(mass, merged.dtype)) if normalize else merged
+
+
+def split(weighted: Array, weight: float, normalize: bool) -> list[Array]:
+    """Return what adds up, over vectors, to `of_sign`: what rises, what falls, and if `normalize` both their weights.
+
+    Args:
+        weighted: a vector that its weight has been multiplied to.
+        weight: of it.
+        normalize: the sum will be divided by the weights.
+    """
+    xp = namespace(weighted)
+    zero = xp.zeros_like(weighted)
+    sums = [xp.maximum(weighted, zero), xp.maximum(-weighted, zero)]
+    return [*sums, *(weight * xp.astype(each > 0, weighted.dtype) for each in sums)] if normalize else sums
+
+
+def of_sign(positive: Array, sums: list[Array]) -> Array:
+    """Return what `agreeing` does, from the sums of what `split` returned for each vector; these are not changed.
+
+    Args:
+        positive: true where the sign is 1, false where it is -1.
+        sums: two arrays, or four to divide.
+    """
+    rising, falling, *masses = sums
+    merged = choose(positive, rising + 0.0, falling)
+    merged *= _signs(positive, merged)
+    return _divided(merged, choose(positive, masses[0] + 0.0, masses[1])) if masses else merged
+
+
+def _signs(positive: Array, like: Array) -> Array:
+    signs = namespace(like).astype(positive, like.dtype)
+    signs *= 2
+    signs -= 1
+    return signs
+
+
+def _divided(total: Array, mass: Array) -> Array:
+    mass += namespace(mass).astype(mass == 0, mass.dtype)
+    total /= mass
+    return total

@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from lifelong.merging.rule import Array, Rule, Site, namespace
-from lifelong.merging.rules.sign import agreeing
-from lifelong.merging.rules.task_arithmetic import task_vectors
+from lifelong.merging.rule import Array, Folding, Site, namespace
+from lifelong.merging.rules.sign import of_sign, split
 from lifelong.settings import setting
 
 
 @dataclass(frozen=True)
-class SignConsensus(Rule):
+class SignConsensus(Folding):
     """Average the changes that at least the share `agreement` of the experts make in the same direction.
 
     `theta_0 + lambda sum_{t in A} w_t tau_t / sum_{t in A} w_t`, A the experts of the sign that most have, where these
@@ -23,6 +22,7 @@ class SignConsensus(Rule):
 
     family: ClassVar[str] = "task vectors"
     needs_base: ClassVar[bool] = True
+    parts: ClassVar[int] = 6
     spelled: ClassVar[Mapping[str, str]] = {"lambda": "scale"}
     per_expert: ClassVar[tuple[str, ...]] = ("weight",)
 
@@ -30,22 +30,25 @@ class SignConsensus(Rule):
     weight: float | tuple[float, ...] = setting(1.0, "of each expert, or one for all")
     scale: float = setting(1.0, "lambda, the scale of the merged task vector")
 
-    def merge(self, base: Array | None, experts: list[Array], facts: Any, site: Site) -> Array:
-        vectors, weights = task_vectors(base, experts), self.each("weight", len(experts))
-        xp = namespace(vectors[0])
-        heads = xp.zeros_like(vectors[0])
-        for each in vectors:
-            heads += xp.sign(each)
-        count, needed = xp.zeros_like(heads), self.agreement * len(vectors)
-        signs = xp.sign(heads)
-        for each in vectors:
-            count += xp.astype(each * signs > 0, count.dtype)
+    def fold(
+        self, state: list[Array], base: Array | None, expert: Array, index: int, site: Site, known: Any = None
+    ) -> list[Array]:
+        """Return how many rise and how many fall so far, and what `split` adds up to."""
+        xp = namespace(expert)
+        weight = self.of_expert("weight", index)
+        expert -= base
+        heads = [xp.astype(expert > 0, expert.dtype), xp.astype(expert < 0, expert.dtype)]
+        expert *= weight
+        new = [*heads, *split(expert, weight, normalize=True)]
+        for kept, each in zip(state, new, strict=False):
+            kept += each
+        return state or new
+
+    def finish(self, state: list[Array], base: Array | None, experts: int) -> Array:
+        rising, falling, *sums = state
+        merged = of_sign(rising > falling, sums)
         # The margin is far above rounding, and below the least share that a head makes.
-        enough = count >= needed - 1e-6
-        for each, weight in zip(vectors, weights, strict=True):
-            each *= weight
-        merged = agreeing(vectors, weights, signs, normalize=True)
-        merged *= enough
+        merged *= namespace(merged).maximum(rising, falling) >= self.agreement * experts - 1e-6
         merged *= self.scale
         merged += base
         return merged

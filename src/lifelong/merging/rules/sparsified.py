@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from lifelong.errors import InputError
-from lifelong.merging.rule import Array, Rule, Site, Stack, as_numpy, name_of
-from lifelong.merging.rules.linear import weighted_sum
-from lifelong.merging.rules.sign import agreeing, elected
+from lifelong.merging.rule import Array, Folding, Site, Stack, as_numpy, name_of
+from lifelong.merging.rules.linear import added, weighted_sum
+from lifelong.merging.rules.sign import agreeing, elected, of_sign, split
 from lifelong.merging.rules.task_arithmetic import INT8_MASK, task_vectors
 from lifelong.settings import setting
 
@@ -19,14 +19,15 @@ Numbers = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
-class Sparsified(Rule):
+class Sparsified(Folding):
     """Sparsify each task vector to `tau'_t`, then add them to the base; abstract.
 
     Without election: `theta_0 + lambda sum_t w_t tau'_t`, divided by `sum_t w_t` where `normalize` is set. With it
     (`elects`, as TIES does): number by number over the experts A alone whose sparse number has the sign of
     `sum_t w_t tau'_t`, divided by `sum_{t in A} w_t` where `normalize` is set. A divisor of 0 counts as 1.
 
-    A rule of this kind defines `sparsify`, and `limits` where that must know something of the whole tensor.
+    A rule of this kind defines `limits` and `sparsify`. Experts that come one at a time are added up as they come: what
+    rises apart from what falls, where a sign is yet to be elected.
     """
 
     family: ClassVar[str] = "task vectors"
@@ -57,12 +58,12 @@ class Sparsified(Rule):
                 f"l1, l2 or linf"
             )
 
-    def limits(self, stack: Stack) -> Any:
-        """Return what tells the numbers that are kept from those that are dropped; None by default."""
-        return None
+    def limits(self, stack: Stack) -> Sequence[Any]:
+        """Return, for each expert, what tells the numbers of its task vector that are kept from those that are not."""
+        raise NotImplementedError
 
-    def sparsify(self, vectors: list[Array], limits: Any, site: Site) -> None:
-        """Drop numbers of one block of the task vectors, in place; rescale them if it is the expectation's."""
+    def sparsify(self, vector: Array, limit: Any, site: Site) -> None:
+        """Drop numbers of one block of a task vector, in place; rescale them if it is the expectation's."""
         raise NotImplementedError
 
     @property
@@ -70,7 +71,7 @@ class Sparsified(Rule):
         """Whether each number that is kept is divided by its probability of being kept."""
         return self.rescale and self.rescale_norm == "expectation"
 
-    def survey(self, stack: Stack) -> tuple[Any, list[float]]:
+    def survey(self, stack: Stack) -> tuple[Sequence[Any], list[float]]:
         """Return the limits, and what to multiply each sparse task vector by."""
         limits = self.limits(stack)
         if not self.rescale or self.keeps_expectation:
@@ -79,7 +80,8 @@ class Sparsified(Rule):
         def of_block(base: Array | None, experts: list[Array], site: Site) -> Numbers:
             vectors = task_vectors(base, experts)
             before = [_measure(each, self.rescale_norm) for each in vectors]
-            self.sparsify(vectors, limits, site)
+            for each, limit in zip(vectors, limits, strict=True):
+                self.sparsify(each, limit, site)
             return np.array([before, [_measure(each, self.rescale_norm) for each in vectors]])
 
         blocks = stack.map(of_block)
@@ -91,20 +93,50 @@ class Sparsified(Rule):
         limits, factors = facts
         weights = self.each("weight", len(experts))
         vectors = task_vectors(base, experts)
-        self.sparsify(vectors, limits, site)
-        if self.elects:
-            for each, weight, factor in zip(vectors, weights, factors, strict=True):
-                if weight * factor != 1:
-                    each *= weight * factor
-            merged = agreeing(vectors, weights, elected(vectors), self.normalize)
-            merged *= self.scale
-        else:
-            scale = self.scale / ((sum(weights) or 1.0) if self.normalize else 1.0)
-            merged = weighted_sum(
-                vectors, [weight * factor * scale for weight, factor in zip(weights, factors, strict=True)]
-            )
-        merged += base
-        return merged
+        for each, limit in zip(vectors, limits, strict=True):
+            self.sparsify(each, limit, site)
+        shares = [weight * factor for weight, factor in zip(weights, factors, strict=True)]
+        if not self.elects:
+            return self._moved(base, weighted_sum(vectors, shares), len(experts))
+        for each, share in zip(vectors, shares, strict=True):
+            if share != 1:
+                each *= share
+        return self._moved(base, agreeing(vectors, weights, elected(vectors), self.normalize), len(experts))
+
+    def kept(self, shape: tuple[int, ...], dtype: str, informed: bool) -> list[tuple[str, tuple[int, ...]]]:
+        return [(dtype, shape)] * (1 if not self.elects else 5 if self.normalize else 3)
+
+    def known(self, facts: Any, number: int, expert: Array, site: Site) -> tuple[Any, float]:
+        limits, factors = facts
+        return limits[number], factors[number]
+
+    def fold(
+        self, state: list[Array], base: Array | None, expert: Array, index: int, site: Site, known: Any = None
+    ) -> list[Array]:
+        """Return the sum of the sparse task vectors so far; with an election, also what `split` adds up to."""
+        limit, factor = known
+        expert -= base
+        self.sparsify(expert, limit, site)
+        weight = self.of_expert("weight", index)
+        if not self.elects:
+            return [added(state, expert, weight * factor)]
+        if weight * factor != 1:
+            expert *= weight * factor
+        new = [expert, *split(expert, weight, self.normalize)]
+        for kept, each in zip(state, new, strict=False):
+            kept += each
+        return state or new
+
+    def finish(self, state: list[Array], base: Array | None, experts: int) -> Array:
+        total, *sums = state
+        return self._moved(base, of_sign(total >= 0, sums) if self.elects else total + 0.0, experts)
+
+    def _moved(self, base: Array | None, change: Array, experts: int) -> Array:
+        """Return the base and the merged change of as many experts, in the memory of the change."""
+        divides = self.normalize and not self.elects
+        change *= self.scale / ((sum(self.each("weight", experts)) or 1.0) if divides else 1.0)
+        change += base
+        return change
 
 
 def _measure(array: Array, norm: str) -> float:

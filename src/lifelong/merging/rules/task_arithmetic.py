@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from lifelong.errors import InputError
-from lifelong.merging.rule import Array, Folding
+from lifelong.merging.rule import Array, Folding, Site
 from lifelong.merging.rules.linear import added
 from lifelong.settings import setting
 
@@ -43,7 +43,7 @@ class TaskArithmetic(Folding):
             raise InputError("rule task_arithmetic: the weights sum to zero, and normalize would divide by it")
 
     def fold(
-        self, state: list[Array], base: Array | None, expert: Array, index: int, statistic: Array | None = None
+        self, state: list[Array], base: Array | None, expert: Array, index: int, site: Site, known: Any = None
     ) -> list[Array]:
         expert -= base
         return [added(state, expert, self.of_expert("weight", index))]

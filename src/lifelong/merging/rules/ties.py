@@ -38,9 +38,7 @@ class TIES(Sparsified):
             return None
         stacks = [stack for _, stack in joined]
         size = sum(stack.size for stack in stacks)
-        counts = [
-            [density * stack.size for density in rule.each("density", len(stack.experts))] for rule, stack in joined
-        ]
+        counts = [[rule.of_expert("density", place) * stack.size for place in stack.places] for rule, stack in joined]
         return cuts(
             stacks, magnitudes, [share_of(size, sum(each) / max(1, size)) for each in zip(*counts, strict=True)]
         )
@@ -50,13 +48,12 @@ class TIES(Sparsified):
         if self.trim == "model":
             assert stack.model is not None
             return list(stack.model)
-        densities = self.each("density", len(stack.experts))
-        return cuts(stack, magnitudes, [share_of(stack.size, density) for density in densities])
+        keep = [share_of(stack.size, self.of_expert("density", place)) for place in stack.places]
+        return cuts(stack, magnitudes, keep)
 
-    def sparsify(self, vectors: list[Array], limits: Any, site: Site) -> None:
-        for each, cut in zip(vectors, limits, strict=True):
-            if cut > 0:
-                each *= namespace(each).abs(each) >= cut
+    def sparsify(self, vector: Array, limit: Any, site: Site) -> None:
+        if limit > 0:
+            vector *= namespace(vector).abs(vector) >= limit
 
 
 def share_of(size: int, density: float) -> int:
