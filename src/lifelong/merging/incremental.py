@@ -7,7 +7,7 @@ main memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from lifelong import tree
 from lifelong.errors import InputError
-from lifelong.merging.in_memory import Held, merge, whole
-from lifelong.merging.rule import BLOCK, Array, Folding, Rule, Site, Stack, name_of
+from lifelong.merging.in_memory import Held, merge
+from lifelong.merging.rule import BLOCK, Folding, Rule, Site, Stack, name_of
 from lifelong.tree import Params
 
 
@@ -66,11 +66,12 @@ class Folded:
     def add(self, base: Params, expert: Params, statistics: Params) -> None:
         if not self.parts:
             self.parts = self._room(base, statistics)
-        stacks = [self._stack(name, base, expert, statistics) for name in base]
-        model = self.rule.survey_model([(self.rule, stack) for stack in stacks])
-        for stack in stacks:
+        stacks = {name: self._stack(name, base, expert, statistics) for name in base}
+        model = self.rule.survey_model([(self.rule, stack) for stack in stacks.values()])
+        for name, stack in stacks.items():
             facts = self.rule.survey(replace(stack, model=model))
-            for site, start, (theta,), kept in self._blocks(stack):
+            for site, at in self._blocks(stack):
+                start, theta, kept = _wide(at(base[name])), _wide(at(expert[name])).clone(), self._kept(name, at)
                 known = self.rule.known(facts, 0, theta, site)
                 folded = self.rule.fold(kept if self.count else [], start, theta, self.count, site, known)
                 for old, new in zip(kept, folded, strict=True):
@@ -80,12 +81,10 @@ class Folded:
     @torch.no_grad()
     def merged(self, base: Params) -> Params:
         self.rule.check(self.count)
-        found = {}
-        for name, tensor in base.items():
-            stack = self._stack(name, base)
-            every = [self.rule.finish(kept, start, self.count) for _, start, _, kept in self._blocks(stack)]
-            whole = torch.cat([each.reshape(-1) for each in every]) if every else tensor.reshape(-1)
-            found[name] = whole.reshape(tensor.shape).to(tensor, copy=True)
+        found = {name: tensor.new_empty(tensor.shape) for name, tensor in base.items()}
+        for name, out in found.items():
+            for _, at in self._blocks(self._stack(name, base)):
+                at(out).copy_(self.rule.finish(self._kept(name, at), _wide(at(base[name])), self.count))
         return found
 
     def _room(self, base: Params, statistics: Params) -> list[Params]:
@@ -104,16 +103,16 @@ class Folded:
         known = [Held(statistics[name])] if statistics and name in statistics else []
         return Stack(name, Held(base[name]), experts, statistics=known, before=self.count)
 
-    def _blocks(self, stack: Stack) -> Iterator[tuple[Site, Array, list[Array], list[Tensor]]]:
-        """Yield where each block lies, copies of it in the base and the expert, and views of the running arrays."""
-        parts = [part[stack.name] for part in self.parts if stack.name in part]
+    def _kept(self, name: str, at: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        return [at(part[name]) for part in self.parts if name in part]
+
+    def _blocks(self, stack: Stack) -> Iterator[tuple[Site, Callable[[Tensor], Tensor]]]:
+        """Yield where each block lies, and what views a tensor there."""
         if not self.rule.blockwise:
-            start, experts = whole(stack)
-            yield Site(stack.name), start, experts, parts
+            yield Site(stack.name), lambda tensor: tensor
             return
         for site in stack.sites():
-            stop = min(site.start + BLOCK, stack.size)
-            yield site, *stack.read(site), [part.view(-1)[site.start : stop] for part in parts]
+            yield site, lambda tensor, start=site.start: tensor.reshape(-1)[start : start + BLOCK]  # type: ignore[misc]
 
 
 @dataclass
@@ -153,6 +152,10 @@ class Pooled:
         if len(self.experts) < self.rule.least:
             return _like(self.experts[-1], base)
         return _like(merge(self.rule, on_cpu(base), list(map(on_cpu, self.experts))), base)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(tree.wide(tensor))
 
 
 def on_cpu(params: Params) -> Params:
