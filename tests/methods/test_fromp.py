@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from methods import made_up
 from reference.curvature import loop_jacobian
 from torch import Tensor, nn
 
@@ -15,8 +16,8 @@ from lifelong import tree
 from lifelong.learner import Batch, Learner
 from lifelong.methods import FROMP
 from lifelong.methods.fromp import inverse, memorable
-from lifelong.models import Network, with_head
-from lifelong.streams import Scenario, Split, Stream, Task
+from lifelong.models import Network
+from lifelong.streams import Scenario, Stream
 from lifelong.training import loop
 from lifelong.training.loop import Schedule, Step, StepsDone, TaskStarted
 from lifelong.training.optimizers import make_optimizer
@@ -26,30 +27,14 @@ SAMPLES, FEATURES, CLASSES, JITTER = 30, 4, 3, 1e-6
 
 
 def stream(scenario: Scenario) -> Stream:
-    torch.manual_seed(7)
-    made = []
-    for index in range(3):
-        offset = index * CLASSES if scenario is Scenario.CLASS else 0
-        split = Split(torch.randn(SAMPLES, FEATURES, dtype=torch.float64), torch.randint(CLASSES, (SAMPLES,)) + offset)
-        classes = tuple(range(offset, offset + CLASSES))
-        made.append(Task(index, f"task {index}", split, split.take(torch.arange(0)), split, classes))
-    names = tuple(str(label) for label in range(CLASSES * (3 if scenario is Scenario.CLASS else 1)))
-    return Stream("made up", "random", scenario, tuple(made), names)
+    return made_up.stream(scenario, samples=SAMPLES, features=FEATURES, classes=CLASSES)
 
 
 def network(scenario: Scenario) -> Network:
-    torch.manual_seed(8)
-    made = with_head(
-        nn.Sequential(nn.Linear(FEATURES, 5), nn.Tanh(), nn.Dropout(0.3)),
-        {Scenario.DOMAIN: "single", Scenario.TASK: "multi", Scenario.CLASS: "growing"}[scenario],  # type: ignore[arg-type]
-        sample=torch.zeros(2, FEATURES),
-        classes=(CLASSES,) * 3,
-        outputs=CLASSES,
-    )
-    if scenario is not Scenario.DOMAIN:
-        block = made.head.block
-        made.head.block = lambda index, count: block(index, count).double()
-    return made.double()
+    def trunk() -> nn.Module:
+        return nn.Sequential(nn.Linear(FEATURES, 5), nn.Tanh(), nn.Dropout(0.3))
+
+    return made_up.network(scenario, trunk, features=FEATURES, classes=CLASSES)
 
 
 def third_task(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from methods import made_up
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -19,8 +20,8 @@ from lifelong.experiments.run import run
 from lifelong.learner import Batch, Learner
 from lifelong.methods import BIR, DGR, METHODS, Chain, GenerativeClassifier, Method, build, gating, replay
 from lifelong.methods.method import transient
-from lifelong.models import Network, vae, with_head
-from lifelong.streams import Scenario, Split, Stream, Task
+from lifelong.models import Network, vae
+from lifelong.streams import Scenario, Stream
 from lifelong.training import loop
 from lifelong.training.loop import Schedule, TaskDone
 from lifelong.training.optimizers import make_optimizer
@@ -30,31 +31,16 @@ SAMPLES, PIXELS, CLASSES = 24, 6, 2
 
 
 def stream(scenario: Scenario, tasks: int = 3) -> Stream:
-    torch.manual_seed(7)
-    made = []
-    for index in range(tasks):
-        offset = index * CLASSES if scenario is Scenario.CLASS else 0
-        inputs = torch.rand(SAMPLES, PIXELS, dtype=torch.float64)
-        split = Split(inputs, torch.arange(SAMPLES) % CLASSES + offset)
-        classes = tuple(range(offset, offset + CLASSES))
-        made.append(Task(index, f"task {index}", split, split.take(torch.arange(0)), split, classes))
-    names = tuple(str(label) for label in range(CLASSES * (tasks if scenario is Scenario.CLASS else 1)))
-    return Stream("made up", "random", scenario, tuple(made), names)
+    return made_up.stream(
+        scenario, tasks, samples=SAMPLES, features=PIXELS, classes=CLASSES, draw=torch.rand, in_turn=True
+    )
 
 
 def network(scenario: Scenario, tasks: int = 3) -> Network:
-    torch.manual_seed(8)
-    made = with_head(
-        torch.nn.Sequential(torch.nn.Linear(PIXELS, 5), torch.nn.Tanh()),
-        {Scenario.DOMAIN: "single", Scenario.TASK: "multi", Scenario.CLASS: "growing"}[scenario],  # type: ignore[arg-type]
-        sample=torch.zeros(2, PIXELS),
-        classes=(CLASSES,) * tasks,
-        outputs=CLASSES,
-    )
-    if scenario is not Scenario.DOMAIN:
-        block = made.head.block
-        made.head.block = lambda index, count: block(index, count).double()
-    return made.double()
+    def trunk() -> torch.nn.Module:
+        return torch.nn.Sequential(torch.nn.Linear(PIXELS, 5), torch.nn.Tanh())
+
+    return made_up.network(scenario, trunk, features=PIXELS, classes=CLASSES, tasks=tasks)
 
 
 def learner_for(scenario: Scenario) -> Learner:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from methods import made_up
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,8 +17,8 @@ from lifelong import curvature, tree
 from lifelong.learner import Batch, Learner
 from lifelong.methods import EWC, L2, MAS, SCP, SI, Chain, FeatureExtraction, LwF, Method, Naive, RWalk
 from lifelong.methods.method import transient
-from lifelong.models import Network, with_head
-from lifelong.streams import Scenario, Split, Stream, Task
+from lifelong.models import Network
+from lifelong.streams import Scenario, Stream, Task
 from lifelong.training import loop
 from lifelong.training.loop import Schedule
 from lifelong.training.optimizers import make_optimizer
@@ -27,33 +28,14 @@ SAMPLES, FEATURES, CLASSES = 30, 4, 3
 
 
 def stream(scenario: Scenario, tasks: int = 3) -> Stream:
-    torch.manual_seed(7)
-    made = []
-    for index in range(tasks):
-        offset = index * CLASSES if scenario is Scenario.CLASS else 0
-        inputs = torch.randn(SAMPLES, FEATURES, dtype=torch.float64)
-        split = Split(inputs, torch.randint(CLASSES, (SAMPLES,)) + offset)
-        classes = tuple(range(offset, offset + CLASSES))
-        made.append(Task(index, f"task {index}", split, split.take(torch.arange(0)), split, classes))
-    names = tuple(str(label) for label in range(CLASSES * (tasks if scenario is Scenario.CLASS else 1)))
-    return Stream("made up", "random", scenario, tuple(made), names)
+    return made_up.stream(scenario, tasks, samples=SAMPLES, features=FEATURES, classes=CLASSES)
 
 
 def network(scenario: Scenario, tasks: int = 3) -> Network:
-    torch.manual_seed(8)
-    trunk = nn.Sequential(nn.Linear(FEATURES, 5), nn.Tanh()).double()
-    kind = {Scenario.DOMAIN: "single", Scenario.TASK: "multi", Scenario.CLASS: "growing"}[scenario]
-    made = with_head(
-        trunk,
-        kind,  # type: ignore[arg-type]
-        sample=torch.zeros(2, FEATURES, dtype=torch.float64),
-        classes=(CLASSES,) * tasks,
-        outputs=CLASSES,
-    )
-    if scenario is not Scenario.DOMAIN:
-        block = made.head.block
-        made.head.block = lambda index, count: block(index, count).double()
-    return made.double()
+    def trunk() -> nn.Module:
+        return nn.Sequential(nn.Linear(FEATURES, 5), nn.Tanh())
+
+    return made_up.network(scenario, trunk, features=FEATURES, classes=CLASSES, tasks=tasks)
 
 
 @dataclass

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from methods import made_up
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
@@ -18,8 +19,8 @@ from lifelong.errors import InputError
 from lifelong.learner import Batch, Learner
 from lifelong.methods import VCL, Method, Naive, uncertainty
 from lifelong.methods.vcl import k_center
-from lifelong.models import Network, mean_field, with_head
-from lifelong.streams import Scenario, Split, Stream, Task
+from lifelong.models import Network, mean_field
+from lifelong.streams import Scenario, Stream
 from lifelong.training import loop
 from lifelong.training.loop import Schedule, Step, TaskDone
 from lifelong.training.optimizers import make_optimizer
@@ -30,30 +31,14 @@ NEVER = -200.0  # a log-variance whose variance is nothing in float64 beside any
 
 
 def stream(scenario: Scenario, tasks: int = 3) -> Stream:
-    torch.manual_seed(7)
-    made = []
-    for index in range(tasks):
-        offset = index * CLASSES if scenario is Scenario.CLASS else 0
-        split = Split(torch.randn(SAMPLES, FEATURES, dtype=torch.float64), torch.randint(CLASSES, (SAMPLES,)) + offset)
-        classes = tuple(range(offset, offset + CLASSES))
-        made.append(Task(index, f"task {index}", split, split.take(torch.arange(0)), split, classes))
-    names = tuple(str(label) for label in range(CLASSES * (tasks if scenario is Scenario.CLASS else 1)))
-    return Stream("made up", "random", scenario, tuple(made), names)
+    return made_up.stream(scenario, tasks, samples=SAMPLES, features=FEATURES, classes=CLASSES)
 
 
 def network(scenario: Scenario, trunk: nn.Module | None = None) -> Network:
-    torch.manual_seed(8)
-    made = with_head(
-        trunk or nn.Sequential(nn.Linear(FEATURES, 5), nn.Tanh(), nn.LayerNorm(5)),
-        {Scenario.DOMAIN: "single", Scenario.TASK: "multi", Scenario.CLASS: "growing"}[scenario],  # type: ignore[arg-type]
-        sample=torch.zeros(2, FEATURES),
-        classes=(CLASSES,) * 3,
-        outputs=CLASSES,
-    )
-    if scenario is not Scenario.DOMAIN:
-        block = made.head.block
-        made.head.block = lambda index, count: block(index, count).double()
-    return made.double()
+    def normed() -> nn.Module:
+        return nn.Sequential(nn.Linear(FEATURES, 5), nn.Tanh(), nn.LayerNorm(5))
+
+    return made_up.network(scenario, lambda: trunk or normed(), features=FEATURES, classes=CLASSES)
 
 
 def learner_for(scenario: Scenario, lr: float = 0.01) -> Learner:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from methods import made_up
 from torch import Tensor, nn
 from torch.distributions import Normal
 from torch.nn import functional as F
@@ -16,7 +17,7 @@ from lifelong.learner import Batch, Learner
 from lifelong.memory import Buffer
 from lifelong.methods.vcl_memory import Measure, VCLMemory, divided, paired
 from lifelong.models import Network, mean_field, with_head
-from lifelong.streams import Scenario, Split, Stream, Task
+from lifelong.streams import Scenario, Stream
 from lifelong.training import loop
 from lifelong.training.loop import Schedule, TaskDone, TaskStarted
 from lifelong.training.optimizers import make_optimizer
@@ -26,30 +27,14 @@ SAMPLES, FEATURES, CLASSES, TASKS = 24, 3, 3, 3
 
 
 def stream(scenario: Scenario) -> Stream:
-    torch.manual_seed(7)
-    made = []
-    for index in range(TASKS):
-        offset = index * CLASSES if scenario is Scenario.CLASS else 0
-        split = Split(torch.randn(SAMPLES, FEATURES, dtype=torch.float64), torch.randint(CLASSES, (SAMPLES,)) + offset)
-        classes = tuple(range(offset, offset + CLASSES))
-        made.append(Task(index, f"task {index}", split, split.take(torch.arange(0)), split, classes))
-    names = tuple(str(label) for label in range(CLASSES * (TASKS if scenario is Scenario.CLASS else 1)))
-    return Stream("made up", "random", scenario, tuple(made), names)
+    return made_up.stream(scenario, TASKS, samples=SAMPLES, features=FEATURES, classes=CLASSES)
 
 
 def network(scenario: Scenario) -> Network:
-    torch.manual_seed(8)
-    made = with_head(
-        nn.Sequential(nn.Linear(FEATURES, 4), nn.Tanh(), nn.Dropout(0.5)),
-        {Scenario.DOMAIN: "single", Scenario.TASK: "multi", Scenario.CLASS: "growing"}[scenario],  # type: ignore[arg-type]
-        sample=torch.zeros(2, FEATURES),
-        classes=(CLASSES,) * TASKS,
-        outputs=CLASSES,
-    )
-    if scenario is not Scenario.DOMAIN:
-        block = made.head.block
-        made.head.block = lambda index, count: block(index, count).double()
-    return made.double()
+    def trunk() -> nn.Module:
+        return nn.Sequential(nn.Linear(FEATURES, 4), nn.Tanh(), nn.Dropout(0.5))
+
+    return made_up.network(scenario, trunk, features=FEATURES, classes=CLASSES, tasks=TASKS)
 
 
 def learner_for(scenario: Scenario) -> Learner:

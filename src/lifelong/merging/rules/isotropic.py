@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from lifelong.merging.linear_algebra import Singular, polar, side_by_side, singular, supported
-from lifelong.merging.rule import Array, Rule, Site, namespace
-from lifelong.merging.rules.regmean import mean
-from lifelong.merging.rules.task_arithmetic import task_vectors
+from lifelong.merging.rule import Array, namespace
+from lifelong.merging.rules.spectral import Spectral
 from lifelong.settings import setting
 
 
 @dataclass(frozen=True)
-class IsoC(Rule):
+class IsoC(Spectral):
     """Flatten the spectrum of the summed task vectors: `theta_0 + lambda s U V^T`, `U S V^T = sum_t tau_t`.
 
     Iso-C, Marczak et al. 2025, 2502.04959; s is the mean singular value. Tensors that are no matrices: the mean of the
@@ -22,23 +20,14 @@ class IsoC(Rule):
     which vectors span them is rounding.
     """
 
-    family: ClassVar[str] = "singular vectors"
     paper: ClassVar[str] = "2502.04959"
-    needs_base: ClassVar[bool] = True
-    spelled: ClassVar[Mapping[str, str]] = {"lambda": "scale"}
-    blockwise: ClassVar[bool] = False
 
-    scale: float = setting(1.0, "lambda, the scale of the merged task vector")
-
-    def merge(self, base: Array | None, experts: list[Array], facts: Any, site: Site) -> Array:
-        changes = task_vectors(base, experts)
-        if changes[0].ndim != 2:
-            return base + self.scale * mean(changes)
-        return base + self.scale * _flat(supported(singular(_sum(changes))))
+    def together(self, changes: list[Array]) -> Array:
+        return _flat(supported(singular(_sum(changes))))
 
 
 @dataclass(frozen=True)
-class IsoCTS(Rule):
+class IsoCTS(Spectral):
     """Flatten the spectrum of a common subspace and of what each task has outside it.
 
     Iso-CTS, Marczak et al. 2025, 2502.04959. Of the summed task vectors, of rank at most r, the `common` share of
@@ -47,19 +36,11 @@ class IsoCTS(Rule):
     Tensors that are no matrices: the mean of the task vectors.
     """
 
-    family: ClassVar[str] = "singular vectors"
     paper: ClassVar[str] = "2502.04959"
-    needs_base: ClassVar[bool] = True
-    spelled: ClassVar[Mapping[str, str]] = {"lambda": "scale"}
-    blockwise: ClassVar[bool] = False
 
     common: float = setting(0.8, "share of directions taken from the sum of the task vectors, 0 to 1", ge=0, le=1)
-    scale: float = setting(1.0, "lambda, the scale of the merged task vector")
 
-    def merge(self, base: Array | None, experts: list[Array], facts: Any, site: Site) -> Array:
-        changes = task_vectors(base, experts)
-        if changes[0].ndim != 2:
-            return base + self.scale * mean(changes)
+    def together(self, changes: list[Array]) -> Array:
         rank = min(changes[0].shape)
         own = round((rank - int(rank * self.common)) / len(changes))
         # Every task gets as many, so what does not divide goes to the common subspace, or is taken from it.
@@ -68,7 +49,7 @@ class IsoCTS(Rule):
         largest = max(float(singular(each).values[0]) for each in changes)
         specific = [supported(singular(rest), largest).first(own) for rest in rests]
         found = side_by_side([*specific, shared])
-        return base + self.scale * _flat(Singular(polar(found.left), found.values, polar(found.right)))
+        return _flat(Singular(polar(found.left), found.values, polar(found.right)))
 
 
 def _sum(changes: list[Array]) -> Array:
