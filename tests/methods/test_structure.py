@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,19 @@ from lifelong.experiments import build
 from lifelong.experiments.recipe import recipe
 from lifelong.experiments.run import Every, Finished, events
 from lifelong.learner import Batch, Learner
-from lifelong.methods import HAT, METHODS, Growing, Method, PackNet, Piggyback, Progressive, Separate, XdG, gating
+from lifelong.methods import (
+    HAT,
+    METHODS,
+    Growing,
+    Method,
+    PackNet,
+    Piggyback,
+    Progressive,
+    Separate,
+    XdG,
+    gating,
+    gradients,
+)
 from lifelong.methods.piggyback import masked, pack, unpack
 from lifelong.methods.sequence import stages
 from lifelong.methods.structure import Hold
@@ -440,7 +453,7 @@ def test_xdg_answers_through_the_open_units_of_the_task_alone() -> None:
     first, second = (learner.model.trunk[1], learner.model.trunk[3])
     outs = []
     for task in range(4):
-        gates = [gate.bool() for gate in method.gates[task]]
+        gates = [gate.bool() for gate in learner.model.route.gates[task]]
         assert [int(gate.sum()) for gate in gates] == [6, 4]
         inputs, _ = next(stream.tasks[1].test.ready(learner.device).batches(100))
         hidden = torch.relu(inputs.flatten(1) @ first.weight[gates[0]].T + first.bias[gates[0]])
@@ -463,7 +476,7 @@ def test_xdg_trains_the_open_units_of_the_task_alone() -> None:
     before = tree.snapshot(live)
     learner.optimizer.param_groups[0]["weight_decay"] = 0.0
     next(event for event in running if type(event) is TaskDone)
-    first, second = (gate.bool() for gate in method.gates[1])
+    first, second = (gate.bool() for gate in learner.model.route.gates[1])
     moved = {name: live[name] != before[name] for name in before}
     assert torch.equal(moved["trunk.1.bias"], first)
     assert torch.equal(moved["trunk.3.bias"], second)
@@ -477,6 +490,36 @@ def test_xdg_draws_gates_of_its_own_for_each_task_and_seed() -> None:
         assert not any(torch.equal(first, other[0]) for other in drawn[:index])
     torch.testing.assert_close(gating.drawn(1, 2, [40, 30], 0.5), drawn[-1], rtol=0, atol=0)
     assert [float(gate.sum()) for gate in gating.drawn(0, 0, [3, 1], 0.99)] == [1, 1]
+
+
+@pytest.mark.parametrize("other", ["ewc", "mas"])
+def test_importances_are_those_of_the_open_units(other: str) -> None:
+    learner, method, _, running = begun(method=f"xdg+{other}", model={"name": "mlp", "hidden": [24, 16]})
+    next(event for event in running if type(event) is TaskDone)
+    importance = method.methods[other].anchor.weight
+    first, second = (gate.bool() for gate in learner.model.route.gates[0])
+    assert not importance["trunk.1.weight"][~first].any()
+    assert not importance["trunk.3.weight"][:, ~first].any()
+    assert not importance["trunk.3.weight"][~second].any()
+    assert not importance["head.blocks.0.weight"][:, ~second].any()
+    assert importance["trunk.3.weight"][second][:, first].any()
+
+
+def test_what_looks_at_a_gated_network_looks_through_the_gates() -> None:
+    learner, _, stream = trained(method="xdg", model={"name": "mlp", "hidden": [24, 16]})
+    model = learner.model
+    inputs, targets = next(stream.tasks[1].test.ready(learner.device).batches(6))
+    apart = [model.head(model.features(inputs, task), task) for task in range(3)]
+    assert not torch.allclose(model.features(inputs, 0), model.features(inputs, 1))
+    torch.testing.assert_close(model.answers(inputs, range(3), model.trunk(inputs)), apart)
+    torch.testing.assert_close(copy.deepcopy(model)(inputs, 2), apart[2])
+    singles = [Batch(inputs[row : row + 1], targets[row : row + 1], task) for row, task in enumerate((0, 1, 2))]
+    found = gradients.over_each(learner, learner.params, singles)
+    for row, single in enumerate(singles):
+        expected = gradients.over(learner, single)
+        torch.testing.assert_close({name: each[row] for name, each in found.items()}, expected)
+    with pytest.raises(InputError, match="features that are the same in all"):
+        model.features(inputs)
 
 
 def test_xdg_keeps_tasks_apart_where_layers_are_wide() -> None:

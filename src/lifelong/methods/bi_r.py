@@ -107,8 +107,8 @@ class BIR(Method):
         teacher = self.old_network.network(learner)
         with torch.no_grad():
             seen = sum(self.outputs[:-1]) if learner.scenario is Scenario.CLASS else None
-            wanted = self._answers(learner, teacher, teacher.features(inputs), tasks, seen).exp()
-        features = learner.model.features(inputs)
+            wanted = self._answers(learner, teacher, teacher.features(inputs, tasks), tasks, seen).exp()
+        features = learner.model.features(inputs, tasks)
         answers = self._answers(learner, learner.model, features, tasks, None)
         distilled = -(wanted * answers[:, : wanted.shape[1]]).sum(1).mean() * self.temperature**2
         modes = len(replay.table(self.generator, "mean"))

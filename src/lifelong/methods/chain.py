@@ -122,6 +122,6 @@ _ONCE: dict[str, Callable[[Method], bool]] = {
     "replay samples": lambda method: method.family == "rehearsal",
     "make the loss anew": lambda method: method.makes_loss,
     "choose the samples of a task": lambda method: _own(method, "data"),
-    "run the network their own way": lambda method: _own(method, "forward"),
-    "answer their own way": lambda method: _own(method, "logits"),
+    "run the network their own way": lambda method: method.routes or _own(method, "forward"),
+    "answer their own way": lambda method: method.routes or _own(method, "logits"),
 }

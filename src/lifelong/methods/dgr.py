@@ -122,10 +122,9 @@ class DGR(Method):
         heads = range(len(self.outputs) - 1) if several else [learner.clock.task]
         seen = sum(self.outputs[:-1]) if learner.scenario is Scenario.CLASS else None
         with torch.no_grad():
-            features = teacher.features(replayed)
-            answers = [teacher.head(features, k)[:, :seen] for k in heads]
-        features = learner.model.features(replayed)
-        terms = [self._entropy(head(features, k), old) for k, old in zip(heads, answers, strict=True)]
+            answers = [each[:, :seen] for each in teacher.answers(replayed, heads)]
+        found = learner.model.answers(replayed, heads)
+        terms = [self._entropy(logits, old) for logits, old in zip(found, answers, strict=True)]
         return torch.stack(terms).mean()
 
     def _entropy(self, logits: Tensor, old: Tensor) -> Tensor:

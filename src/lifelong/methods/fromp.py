@@ -101,7 +101,9 @@ class FROMP(Method):
         inputs = self.memory.rows(torch.cat(places))["inputs"]
         # The means are those of a network in evaluation mode and at full precision, which K^-1 would magnify losses of.
         with evaluating(learner.model), torch.autocast(learner.device.type, enabled=False):
-            features = learner.model.features(inputs).split([len(rows) for rows in drawn])
+            counts = [len(rows) for rows in drawn]
+            tasks = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(inputs.device)
+            features = learner.model.features(inputs, tasks).split(counts)
             found = [learner.model.head(each, index).softmax(1) for index, each in enumerate(features)]
         distances = []
         for mean, precision, now, chosen in zip(self.means, self.precisions, found, drawn, strict=True):

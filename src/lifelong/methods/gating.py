@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lifelong import randomness
+from lifelong.methods import sequence
 
 
 def drawn(seed: int, context: int, layers: Iterable[int], silent: float) -> list[Tensor]:
@@ -26,3 +28,35 @@ def drawn(seed: int, context: int, layers: Iterable[int], silent: float) -> list
         gate[torch.randperm(units, generator=generator)[: min(round(silent * units), units - 1)]] = 0
         found.append(gate)
     return found
+
+
+@dataclass
+class Gated:
+    """A `Network.route`: in each task, units of the trunk's layers answer or are silent by the gates that it draws.
+
+    Args:
+        seed: of the gates.
+        silent: share of each layer's units that are silent.
+    """
+
+    seed: int
+    silent: float
+    gates: dict[int, list[Tensor]] = field(default_factory=dict)
+
+    def __call__(self, trunk: nn.Module, inputs: Tensor, task: int | Tensor) -> Tensor:
+        """Return features `[batch, width]` of `inputs`; `task` is an index, or `[batch]` where samples differ in it."""
+        stages = sequence.stages(trunk, "xdg")
+        if isinstance(task, int):
+            return sequence.through_gates(stages, self.of_task(stages, task), inputs)
+        present, row = task.unique(return_inverse=True)
+        tables = zip(*(self.of_task(stages, index) for index in present.tolist()), strict=True)
+        return sequence.through_gates(stages, [torch.stack(table)[row] for table in tables], inputs)
+
+    def of_task(self, stages: list[sequence.Stage], task: int) -> list[Tensor]:
+        """Return the gates `[units]` of each layer, 0 or 1, in the layer's dtype."""
+        if task not in self.gates:
+            # Made while answering, they serve training too.
+            with torch.inference_mode(False):
+                made = drawn(self.seed, task, [stage.units for stage in stages], self.silent)
+                self.gates[task] = [gate.to(stage.layer.weight) for gate, stage in zip(made, stages, strict=True)]
+        return self.gates[task]

@@ -32,10 +32,13 @@ def over_each(learner: Learner, names: Iterable[str], batches: Sequence[Batch]) 
 
     Each batch gets a copy of the parameters (a view, no memory), so that one backward pass keeps the gradients apart;
     the trunk runs over all batches at once. For batches of a sample or a few: those of a hundred and more are faster
-    one by one with `over`, convolutions above all. Batches are of one length, and each of one task. Evaluation mode,
-    as `over`.
+    one by one with `over`, convolutions above all, and so are those of a network that runs otherwise in each task.
+    Batches are of one length, and each of one task. Evaluation mode, as `over`.
     """
     model, count = learner.model, len(batches)
+    if model.route is not None:
+        rows = [over(learner, each) for each in batches]
+        return {name: torch.stack([row[name] for row in rows]) for name in names}
     copies = {name: learner.params[name].detach().expand(count, *learner.params[name].shape) for name in names}
     for each in copies.values():
         each.requires_grad_()

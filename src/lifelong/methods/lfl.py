@@ -53,7 +53,7 @@ class LFL(Method):
         if not self.teacher.weights or self.strength == 0:
             return loss
         with torch.no_grad():
-            goal = self.teacher.network(learner).features(batch.inputs)
+            goal = self.teacher.network(learner).features(batch.inputs, batch.task)
         return loss + self.strength / 2 * (batch.features - goal).square().sum(1).mean()
 
     def after_task(self, learner: Learner, task: Task) -> None:

@@ -51,15 +51,17 @@ class LwF(Method):
 
     def _distillation(self, learner: Learner, batch: Batch, logits: Tensor) -> Tensor:
         teacher = self.teacher.network(learner)
-        with torch.no_grad():
-            features = teacher.features(batch.inputs)
-        head = learner.model.head
-        if learner.scenario is Scenario.TASK and isinstance(head, MultiHead):
-            pairs = [(head(batch.features, k), teacher.head(features, k)) for k in range(len(self.outputs) - 1)]
+        if learner.scenario is Scenario.TASK and isinstance(learner.model.head, MultiHead):
+            tasks = range(len(self.outputs) - 1)
+            students = learner.model.answers(batch.inputs, tasks, batch.features)
+            with torch.no_grad():
+                targets = teacher.answers(batch.inputs, tasks)
         else:
             old = sum(self.outputs[:-1]) if learner.scenario is Scenario.CLASS else logits.shape[1]
-            pairs = [(logits, teacher.head(features, batch.task)[:, :old])]
-        terms = [self._divergence(student, target.detach()) for student, target in pairs]
+            students = [logits]
+            with torch.no_grad():
+                targets = [teacher(batch.inputs, batch.task)[:, :old]]
+        terms = [self._divergence(student, target) for student, target in zip(students, targets, strict=True)]
         return torch.stack(terms).mean()
 
     def _divergence(self, student: Tensor, target: Tensor) -> Tensor:

@@ -44,9 +44,10 @@ class Method:
     (`single_pass`). `all_outputs` has a class-incremental head begin with the outputs of all classes, none masked,
     where the user does not say otherwise.
 
-    Chains look at three more: `alone` says why it cannot be chained with others, where it cannot; of methods with
+    Chains look at four more: `alone` says why it cannot be chained with others, where it cannot; of methods with
     `makes_loss`, which do not build on the loss so far, a chain has one at most and asks it first; one that `freezes`
-    parts of the network before a task does so before others look at what is trained.
+    parts of the network before a task does so before others look at what is trained; one that `routes` has set the
+    network's route, and goes with those alone that leave running the network to it.
 
     A method that `merges` leaves the network as the expert of the last task, and answers with something made of all.
 
@@ -69,6 +70,7 @@ class Method:
     freezes: ClassVar[bool] = False
     all_outputs: ClassVar[bool] = False
     merges: ClassVar[bool] = False
+    routes: ClassVar[bool] = False
 
     def needs_boundaries(self) -> bool:
         """Return whether, under its settings, it must know where a task ends."""
@@ -101,7 +103,7 @@ class Method:
 
     def forward(self, learner: Learner, batch: Batch) -> Tensor:
         """Return the logits `[batch, outputs]` to learn from, and leave the features in `batch`."""
-        batch.features = learner.model.features(batch.inputs)
+        batch.features = learner.model.features(batch.inputs, batch.task)
         logits: Tensor = learner.model.head(batch.features, batch.task)
         return logits
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import torch
@@ -21,22 +21,54 @@ class Network(nn.Module):
     Args:
         trunk: maps inputs to features `[batch, width]`.
         head: maps features and task to logits, and grows when a task comes.
+
+    A method may set `route`, which runs the trunk in its own way in each task: `route(trunk, inputs, task)`.
     """
+
+    route: Callable[[nn.Module, Tensor, int | Tensor], Tensor] | None = None
 
     def __init__(self, trunk: nn.Module, head: SingleHead | MultiHead) -> None:
         super().__init__()
         self.trunk = trunk
         self.head = head
 
-    def features(self, inputs: Tensor) -> Tensor:
-        """Return features `[batch, width]` of `inputs` `[batch, ...]`."""
-        features: Tensor = self.trunk(inputs)
-        return features
+    def features(self, inputs: Tensor, task: int | Tensor | None = None) -> Tensor:
+        """Return features `[batch, width]` of `inputs` `[batch, ...]`.
+
+        Args:
+            inputs: as the trunk takes them.
+            task: as for `forward`; None where features are to be the same in all tasks.
+
+        Raises:
+            InputError: no task, and a method runs the trunk in its own way in each.
+        """
+        if self.route is None:
+            features: Tensor = self.trunk(inputs)
+            return features
+        if task is None:
+            raise InputError(
+                "the network runs in its own way in each task, and a method of the chain needs features that are the "
+                "same in all"
+            )
+        return self.route(self.trunk, inputs, task)
 
     def forward(self, inputs: Tensor, task: int | Tensor) -> Tensor:
         """Return logits `[batch, outputs]`; `task` is an index, or `[batch]` int64 where samples differ in it."""
-        logits: Tensor = self.head(self.trunk(inputs), task)
+        logits: Tensor = self.head(self.features(inputs, task), task)
         return logits
+
+    def answers(self, inputs: Tensor, tasks: Iterable[int], features: Tensor | None = None) -> list[Tensor]:
+        """Return the logits of the same inputs in each of `tasks`; the trunk runs once, where it is the same in all.
+
+        Args:
+            inputs: `[batch, ...]`.
+            tasks: their indices.
+            features: of the inputs, if they are known and the same in all tasks.
+        """
+        if self.route is not None:
+            return [self(inputs, task) for task in tasks]
+        found = self.features(inputs) if features is None else features
+        return [self.head(found, task) for task in tasks]
 
 
 def with_head(
