@@ -17,7 +17,7 @@ from lifelong import curvature, tree
 from lifelong.learner import Batch, Learner
 from lifelong.methods import EWC, L2, MAS, SCP, SI, Chain, FeatureExtraction, LwF, Method, Naive, RWalk
 from lifelong.methods.method import transient
-from lifelong.models import Network
+from lifelong.models import Network, with_head
 from lifelong.streams import Scenario, Stream, Task
 from lifelong.training import loop
 from lifelong.training.loop import Schedule
@@ -389,10 +389,12 @@ def test_importance_is_measured_on_so_many_samples() -> None:
     assert_close(part.anchor.weight, expected)
 
 
-def lwf_at(scenario: Scenario, moved: float, **settings: Any) -> tuple[LwF, Learner, Batch, Network]:
+def lwf_at(
+    scenario: Scenario, moved: float, net: Network | None = None, **settings: Any
+) -> tuple[LwF, Learner, Batch, Network]:
     """LwF in the second task, the student `moved` away from its teacher."""
     lwf, tasks = LwF(**settings), stream(scenario).tasks
-    learner = Learner(network(scenario), make_optimizer("sgd", 0.1, {}), scenario, planned_tasks=3)
+    learner = Learner(net or network(scenario), make_optimizer("sgd", 0.1, {}), scenario, planned_tasks=3)
     from lifelong.learner import grow
 
     grow(learner, tasks[0])
@@ -447,6 +449,19 @@ def test_lwf_is_the_divergence_from_the_teacher(scenario: Scenario, share: float
         strict=True,
     ):
         torch.testing.assert_close(found, slow, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("mask_unseen", [False, True])
+def test_lwf_holds_the_outputs_that_the_old_network_answered_with(mask_unseen: bool) -> None:
+    trunk = nn.Sequential(nn.Linear(FEATURES, 5), nn.Tanh())
+    sizes = {"classes": (CLASSES,) * 3, "outputs": 3 * CLASSES}
+    net = with_head(trunk, "single", sample=torch.zeros(2, FEATURES), mask_unseen=mask_unseen, **sizes).double()
+    lwf, learner, batch, teacher = lwf_at(Scenario.CLASS, 0.5, net, new_share=0.0, temperature=1.0)
+    _, loss = lwf_loss(lwf, learner, batch)
+    p, q = teacher(batch.inputs, 0).detach().softmax(1), learner.model(batch.inputs, 1).softmax(1)
+    assert (p.shape[1], q.shape[1]) == ((CLASSES, 2 * CLASSES) if mask_unseen else (3 * CLASSES, 3 * CLASSES))
+    expected = (p * (p / q[:, : p.shape[1]]).log()).sum(1).mean()
+    torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_lwf_averages_over_the_heads_of_old_tasks() -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from lifelong.learner import Batch, Learner
 from lifelong.methods.method import Method, state
 from lifelong.methods.teacher import Teacher
-from lifelong.models.heads import MultiHead
+from lifelong.models.heads import MultiHead, SingleHead
 from lifelong.settings import setting
 from lifelong.streams.task import Scenario, Task
 
@@ -24,7 +24,8 @@ class LwF(Method):
     `loss = r * CE + (1 - r) * T^2 * KL(p_old^(1/T) || p^(1/T))`, averaged over the heads of old tasks where each has
     its own (Li & Hoiem 2016, 1606.09282, eq. 3; the T^2 of Hinton et al. 2015 keeps the gradients' size). By default
     r = 1/t at the t-th task. In the class-incremental scenario the old network gives its old classes all the mass and
-    the new ones none, as van de Ven & Tolias 2019 (1904.07734) have it, so that new classes do not outshout old ones.
+    the new ones none, as van de Ven & Tolias 2019 (1904.07734) have it, so that new classes do not outshout old ones. A
+    head that has all outputs from the start, none masked, has answered with all of them, and that is held then.
     """
 
     family: ClassVar[str] = "distillation"
@@ -57,12 +58,19 @@ class LwF(Method):
             with torch.no_grad():
                 targets = teacher.answers(batch.inputs, tasks)
         else:
-            old = sum(self.outputs[:-1]) if learner.scenario is Scenario.CLASS else logits.shape[1]
+            old = self._old_outputs(learner)
             students = [logits]
             with torch.no_grad():
                 targets = [teacher(batch.inputs, batch.task)[:, :old]]
         terms = [self._divergence(student, target) for student, target in zip(students, targets, strict=True)]
         return torch.stack(terms).mean()
+
+    def _old_outputs(self, learner: Learner) -> int | None:
+        """Return how many outputs the old network answered with, or None: all."""
+        head = learner.model.head
+        if learner.scenario is not Scenario.CLASS or (isinstance(head, SingleHead) and not head.mask_unseen):
+            return None
+        return sum(self.outputs[:-1])
 
     def _divergence(self, student: Tensor, target: Tensor) -> Tensor:
         """Mean over the batch of `T^2 * KL(target || student)` for logits `[batch, outputs]`, fewer in the target."""
