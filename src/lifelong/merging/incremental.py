@@ -7,7 +7,7 @@ main memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -70,8 +70,9 @@ class Folded:
         model = self.rule.survey_model([(self.rule, stack) for stack in stacks.values()])
         for name, stack in stacks.items():
             facts = self.rule.survey(replace(stack, model=model))
-            for site, at in self._blocks(stack):
-                start, theta, kept = _wide(at(base[name])), _wide(at(expert[name])).clone(), self._kept(name, at)
+            for site, block in self._blocks(stack):
+                start, theta = _wide(_at(base[name], block)), _wide(_at(expert[name], block)).clone()
+                kept = self._kept(name, block)
                 known = self.rule.known(facts, 0, theta, site)
                 folded = self.rule.fold(kept if self.count else [], start, theta, self.count, site, known)
                 for old, new in zip(kept, folded, strict=True):
@@ -83,8 +84,9 @@ class Folded:
         self.rule.check(self.count)
         found = {name: tensor.new_empty(tensor.shape) for name, tensor in base.items()}
         for name, out in found.items():
-            for _, at in self._blocks(self._stack(name, base)):
-                at(out).copy_(self.rule.finish(self._kept(name, at), _wide(at(base[name])), self.count))
+            for _, block in self._blocks(self._stack(name, base)):
+                start = _wide(_at(base[name], block))
+                _at(out, block).copy_(self.rule.finish(self._kept(name, block), start, self.count))
         return found
 
     def _room(self, base: Params, statistics: Params) -> list[Params]:
@@ -103,16 +105,16 @@ class Folded:
         known = [Held(statistics[name])] if statistics and name in statistics else []
         return Stack(name, Held(base[name]), experts, statistics=known, before=self.count)
 
-    def _kept(self, name: str, at: Callable[[Tensor], Tensor]) -> list[Tensor]:
-        return [at(part[name]) for part in self.parts if name in part]
+    def _kept(self, name: str, block: slice | None) -> list[Tensor]:
+        return [_at(part[name], block) for part in self.parts if name in part]
 
-    def _blocks(self, stack: Stack) -> Iterator[tuple[Site, Callable[[Tensor], Tensor]]]:
-        """Yield where each block lies, and what views a tensor there."""
+    def _blocks(self, stack: Stack) -> Iterator[tuple[Site, slice | None]]:
+        """Yield where each block lies: in the model, and in the flattened tensor; None is the tensor as it is."""
         if not self.rule.blockwise:
-            yield Site(stack.name), lambda tensor: tensor
+            yield Site(stack.name), None
             return
         for site in stack.sites():
-            yield site, lambda tensor, start=site.start: tensor.reshape(-1)[start : start + BLOCK]  # type: ignore[misc]
+            yield site, slice(site.start, site.start + BLOCK)
 
 
 @dataclass
@@ -152,6 +154,10 @@ class Pooled:
         if len(self.experts) < self.rule.least:
             return _like(self.experts[-1], base)
         return _like(merge(self.rule, on_cpu(base), list(map(on_cpu, self.experts))), base)
+
+
+def _at(tensor: Tensor, block: slice | None) -> Tensor:
+    return tensor if block is None else tensor.reshape(-1)[block]
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -97,13 +97,11 @@ class FROMP(Method):
         random = randomness.numpy_generator(learner.seed, "memorable", learner.clock.total_steps)
         share = math.ceil(count / len(self.means))
         drawn = [_drawn(len(mean), share, random) for mean in self.means]
-        places = [self._places(index)[rows] for index, rows in enumerate(drawn)]
-        inputs = self.memory.rows(torch.cat(places))["inputs"]
+        places = torch.cat([self._places(index)[rows] for index, rows in enumerate(drawn)])
+        inputs, tasks = self.memory.rows(places)["inputs"], self.memory.groups[places]
         # The means are those of a network in evaluation mode and at full precision, which K^-1 would magnify losses of.
         with evaluating(learner.model), torch.autocast(learner.device.type, enabled=False):
-            counts = [len(rows) for rows in drawn]
-            tasks = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(inputs.device)
-            features = learner.model.features(inputs, tasks).split(counts)
+            features = learner.model.features(inputs, tasks).split([len(rows) for rows in drawn])
             found = [learner.model.head(each, index).softmax(1) for index, each in enumerate(features)]
         distances = []
         for mean, precision, now, chosen in zip(self.means, self.precisions, found, drawn, strict=True):

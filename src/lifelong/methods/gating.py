@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lifelong import randomness
-from lifelong.methods import sequence
+from lifelong.methods.sequence import Stage, through_gates
 
 
 def drawn(seed: int, context: int, layers: Iterable[int], silent: float) -> list[Tensor]:
@@ -35,28 +35,29 @@ class Gated:
     """A `Network.route`: in each task, units of the trunk's layers answer or are silent by the gates that it draws.
 
     Args:
+        stages: of the trunk; a copy of the network has a route through its own layers.
         seed: of the gates.
         silent: share of each layer's units that are silent.
+        gates: of the tasks that were met, `[units]` each, 0 or 1, in the layer's dtype.
     """
 
+    stages: list[Stage]
     seed: int
     silent: float
     gates: dict[int, list[Tensor]] = field(default_factory=dict)
 
-    def __call__(self, trunk: nn.Module, inputs: Tensor, task: int | Tensor) -> Tensor:
+    def __call__(self, inputs: Tensor, task: int | Tensor) -> Tensor:
         """Return features `[batch, width]` of `inputs`; `task` is an index, or `[batch]` where samples differ in it."""
-        stages = sequence.stages(trunk, "xdg")
         if isinstance(task, int):
-            return sequence.through_gates(stages, self.of_task(stages, task), inputs)
+            return through_gates(self.stages, self._of_task(task), inputs)
         present, row = task.unique(return_inverse=True)
-        tables = zip(*(self.of_task(stages, index) for index in present.tolist()), strict=True)
-        return sequence.through_gates(stages, [torch.stack(table)[row] for table in tables], inputs)
+        tables = zip(*map(self._of_task, present.tolist()), strict=True)
+        return through_gates(self.stages, [torch.stack(table)[row] for table in tables], inputs)
 
-    def of_task(self, stages: list[sequence.Stage], task: int) -> list[Tensor]:
-        """Return the gates `[units]` of each layer, 0 or 1, in the layer's dtype."""
+    def _of_task(self, task: int) -> list[Tensor]:
         if task not in self.gates:
             # Made while answering, they serve training too.
             with torch.inference_mode(False):
-                made = drawn(self.seed, task, [stage.units for stage in stages], self.silent)
-                self.gates[task] = [gate.to(stage.layer.weight) for gate, stage in zip(made, stages, strict=True)]
+                made = drawn(self.seed, task, [stage.units for stage in self.stages], self.silent)
+                self.gates[task] = [gate.to(stage.layer.weight) for gate, stage in zip(made, self.stages, strict=True)]
         return self.gates[task]

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lifelong.learner import Learner
-from lifelong.methods import sequence
 from lifelong.methods.gating import Gated
 from lifelong.methods.method import Method
+from lifelong.methods.sequence import stages
 from lifelong.settings import setting
 from lifelong.streams.task import Scenario
 
@@ -43,8 +43,7 @@ class XdG(Method):
         Raises:
             InputError: the trunk is no sequence of layers.
         """
-        sequence.stages(learner.model.trunk, "xdg")
-        learner.model.route = Gated(learner.seed, self.gated)
+        learner.model.route = Gated(stages(learner.model.trunk, "xdg"), learner.seed, self.gated)
 
     def reshape(self, learner: Learner) -> None:
         self.setup(learner)

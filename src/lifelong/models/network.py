@@ -22,10 +22,10 @@ class Network(nn.Module):
         trunk: maps inputs to features `[batch, width]`.
         head: maps features and task to logits, and grows when a task comes.
 
-    A method may set `route`, which runs the trunk in its own way in each task: `route(trunk, inputs, task)`.
+    A method may set `route`, which runs the trunk in its own way in each task: `features = route(inputs, task)`.
     """
 
-    route: Callable[[nn.Module, Tensor, int | Tensor], Tensor] | None = None
+    route: Callable[[Tensor, int | Tensor], Tensor] | None = None
 
     def __init__(self, trunk: nn.Module, head: SingleHead | MultiHead) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Network(nn.Module):
                 "the network runs in its own way in each task, and a method of the chain needs features that are the "
                 "same in all"
             )
-        return self.route(self.trunk, inputs, task)
+        return self.route(inputs, task)
 
     def forward(self, inputs: Tensor, task: int | Tensor) -> Tensor:
         """Return logits `[batch, outputs]`; `task` is an index, or `[batch]` int64 where samples differ in it."""
