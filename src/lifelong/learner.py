@@ -80,6 +80,7 @@ class Learner:
         largest_batch: samples at most in a pass with gradients that makes no step, for the sake of memory.
         planned_tasks: length of the stream where it is known beforehand, or None.
         planned_classes: the number of classes of each task, where that is known beforehand.
+        boundaries: it is known where a task ends.
         clock: where it stands.
         params: the network's own parameters that are trained; importances, anchors and gradients are about these.
         trained: all that the optimiser moves: `params`, and what the method trains besides, under names of its own.
@@ -94,6 +95,7 @@ class Learner:
     largest_batch: int = 2**31
     planned_tasks: int | None = None
     planned_classes: tuple[int, ...] = ()
+    boundaries: bool = True
     clock: Clock = field(default_factory=Clock)
     params: Params = field(init=False, default_factory=dict)
     trained: Params = field(init=False, default_factory=dict)

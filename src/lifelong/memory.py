@@ -161,11 +161,19 @@ def per_group(share: int) -> Places:
     return places
 
 
-def draw(buffer: Buffer, count: int, random: np.random.Generator) -> Tensor:
-    """Return `count` different rows drawn evenly, or all where there are fewer, `[n]` int64."""
-    if count >= len(buffer):
-        return torch.arange(len(buffer))
-    return torch.from_numpy(random.choice(len(buffer), count, replace=False))
+def draw(buffer: Buffer, count: int, random: np.random.Generator, among: Tensor | None = None) -> Tensor:
+    """Return `count` different rows drawn evenly, or all where there are fewer, `[n]` int64.
+
+    Args:
+        buffer: whose rows they are.
+        count: how many.
+        random: what is drawn from.
+        among: the rows to draw from, `[m]` int64 on the CPU; all by default.
+    """
+    rows = torch.arange(len(buffer)) if among is None else among
+    if count >= len(rows):
+        return rows
+    return rows[torch.from_numpy(random.choice(len(rows), count, replace=False))]
 
 
 def _of_group(buffer: Buffer, groups: Sequence[int], share: int, place_of: Callable[[int], int]) -> list[int]:

@@ -19,6 +19,7 @@ from lifelong.experiments import build
 from lifelong.experiments.recipe import recipe
 from lifelong.experiments.run import run
 from lifelong.learner import Batch, Learner
+from lifelong.memory import Columns
 from lifelong.methods import ER, GSS, MIR, BiC, Chain, ICaRL, Method, gradients
 from lifelong.methods.a_gem import project
 from lifelong.methods.bic import fitted
@@ -190,6 +191,31 @@ def test_a_gem_is_orthogonal_where_the_reference_has_parameters_that_do_not_move
     project(current, reference)
     torch.testing.assert_close(current["a"], torch.tensor([-3 + 1 / 5, 1 + 2 / 5]))
     torch.testing.assert_close(current["a"] @ reference["a"], torch.tensor(0.0))
+
+
+@pytest.mark.parametrize("boundaries", [True, False])
+def test_a_gem_compares_with_old_tasks_alone_where_it_is_told_where_they_end(
+    boundaries: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, set[int]]] = []
+    where = {} if boundaries else {"stream": "blurry", "blur": 0.2}
+    made = recipe(values("a-gem", method_settings={"per_class": 5}, **where))
+    stream, method = build.stream(made), build.method(made)
+    draw = method.draw
+
+    def watched(learner: Learner, batch: Batch, among: Tensor | None) -> Columns:
+        rows = draw(learner, batch, among=among)
+        seen.append((learner.clock.task, set(rows["tasks"].tolist()) if rows else set()))
+        return rows
+
+    monkeypatch.setattr(method, "draw", watched)
+    for _ in loop.train(build.learner(made, stream), method, stream, build.schedule(made)):
+        pass
+    assert len(seen) == 24
+    if boundaries:
+        assert all(tasks == set(range(task)) for task, tasks in seen)
+    else:
+        assert [tasks for _, tasks in seen[:2]] == [set(), {0}]
 
 
 @pytest.mark.parametrize("method", ["er", "er-ace", "mir", "a-gem", "gss"])

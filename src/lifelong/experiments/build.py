@@ -159,6 +159,7 @@ def learner(recipe: Recipe, stream: Stream, module: torch.nn.Module | None = Non
         largest_batch=2**31 if chosen is None else _LARGEST,
         planned_tasks=len(stream),
         planned_classes=classes,
+        boundaries=stream.boundaries,
     )
 
 

@@ -22,7 +22,8 @@ class AGEM(Rehearsal):
 
     `g <- g - (g . r / r . r) r` where `g . r < 0`, with r the gradient of the mean cross-entropy over samples drawn
     from the buffer of all old tasks (Chaudhry et al. 2019, 1812.00420, eq. 11). The paper's reference batch has 256
-    samples (`replay_batch`), its buffer 25 of each class of each task (`per_class`).
+    samples (`replay_batch`), its buffer 25 of each class of each task (`per_class`). Where the stream does not tell
+    where a task ends, the batch is of all samples in the buffer.
 
     It keeps the loss on old samples from rising, to first order, and does not make it fall. Class-incremental, outputs
     that come with their task raise it within the first steps, and a short training does not make up for that: give the
@@ -36,7 +37,7 @@ class AGEM(Rehearsal):
     reference: Batch | None = transient(lambda: None)
 
     def batch(self, learner: Learner, batch: Batch) -> Batch:
-        rows = self.draw(learner, batch)
+        rows = self.draw(learner, batch, among=self._old(learner))
         self.reference = None
         if rows:
             self.reference = only(batch, rows, learner.scenario)
@@ -46,6 +47,13 @@ class AGEM(Rehearsal):
     def before_step(self, learner: Learner) -> None:
         if self.reference is not None:
             project(tree.gradients(learner.params), gradients.over(learner, self.reference))
+
+    def _old(self, learner: Learner) -> Tensor | None:
+        """Return the rows with samples of old tasks, or None where it is not known what is old."""
+        if not learner.boundaries or len(self.memory) == 0:
+            return None
+        tasks = self.memory.columns["tasks"][: len(self.memory)]
+        return (tasks < learner.clock.task).nonzero().flatten().cpu()
 
 
 def project(current: Params, reference: Params) -> Tensor:

@@ -73,12 +73,15 @@ class Rehearsal(Method):
         if self.memory.capacity == 0:
             self.memory.capacity = self._rows(learner, columns)
 
-    def draw(self, learner: Learner, batch: Batch, purpose: str = "replay") -> Columns:
-        """Return samples drawn from the buffer at this step, as many as `replay_batch` says; empty where it is."""
-        if len(self.memory) == 0:
+    def draw(self, learner: Learner, batch: Batch, purpose: str = "replay", among: Tensor | None = None) -> Columns:
+        """Return samples drawn at this step, as many as `replay_batch` says; empty where there are none.
+
+        They are drawn from the whole buffer, or from its rows `among`, `[n]` int64 on the CPU.
+        """
+        if len(self.memory if among is None else among) == 0:
             return {}
         count = self.replay_batch or batch.new
-        return self.memory.rows(memory.draw(self.memory, count, self.random(learner, purpose)))
+        return self.memory.rows(memory.draw(self.memory, count, self.random(learner, purpose), among))
 
     def random(self, learner: Learner, purpose: str) -> np.random.Generator:
         """Return what this step draws from for `purpose`: a function of seed and step, so nothing needs to be saved."""
