@@ -148,6 +148,17 @@ def test_a_function_of_the_users_own_module(tmp_path: Path, monkeypatch: pytest.
             models.trunk(name, {}, (8,), 0)
 
 
+def test_a_deviation_draws_the_first_weights_of_hidden_layers_and_sets_their_biases() -> None:
+    made, again, other = (models.trunk("mlp", {"hidden": [300], "deviation": 0.2}, (400,), seed) for seed in (0, 0, 1))
+    layer = made[1]
+    assert torch.equal(layer.weight, again[1].weight)
+    assert not torch.equal(layer.weight, other[1].weight)
+    assert float(layer.weight.detach().abs().max()) <= 0.4
+    # The deviation of a standard normal distribution that is cut at 2.
+    torch.testing.assert_close(layer.weight.detach().std(), torch.tensor(0.2 * 0.87962), rtol=0.01, atol=0)
+    assert bool((layer.bias == 0.2).all())
+
+
 def test_networks_by_name() -> None:
     wide = models.trunk("mlp", {"hidden": [6, 5], "dropout": 0.5, "bias": False}, (2, 3), 0)
     assert wide(torch.zeros(4, 2, 3)).shape == (4, 5)

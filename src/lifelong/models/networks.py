@@ -27,6 +27,9 @@ class MLP:
     activation: Literal["relu", "gelu", "tanh", "elu"] = setting("relu", "what follows each layer")
     dropout: float = setting(0.0, "share of units dropped in training, 0 to 1", ge=0, lt=1)
     bias: bool = setting(True, "layers have biases")
+    deviation: float | None = setting(
+        None, "deviation of the first weights, cut at twice it, and the first biases; PyTorch's start by default", gt=0
+    )
 
     def trunk(self, shape: tuple[int, ...]) -> nn.Module:
         """Return the hidden layers for samples of `shape`."""
@@ -37,11 +40,20 @@ class MLP:
         for side in shape:
             width *= side
         for units in self.hidden:
-            layers += [nn.Linear(width, units, bias=self.bias), ACTIVATIONS[self.activation]()]
+            layers += [self._layer(width, units), ACTIVATIONS[self.activation]()]
             if self.dropout:
                 layers.append(nn.Dropout(self.dropout))
             width = units
         return nn.Sequential(*layers)
+
+    def _layer(self, width: int, units: int) -> nn.Linear:
+        layer = nn.Linear(width, units, bias=self.bias)
+        if self.deviation is not None:
+            limit = 2 * self.deviation
+            nn.init.trunc_normal_(layer.weight, std=self.deviation, a=-limit, b=limit)
+            if self.bias:
+                nn.init.constant_(layer.bias, self.deviation)
+        return layer
 
 
 @dataclass(frozen=True)
