@@ -30,6 +30,17 @@ def gradients(params: Params) -> Params:
     return {name: tensor.grad for name, tensor in params.items() if tensor.grad is not None}
 
 
+def all_gradients(params: Params) -> Params:
+    """Return a gradient of each of `params`: its live `.grad`, or zeros, of which it does not know (`attach`)."""
+    return {name: torch.zeros_like(tensor) if tensor.grad is None else tensor.grad for name, tensor in params.items()}
+
+
+def attach(params: Params, gradients: Params) -> None:
+    """Make `gradients` the `.grad` of `params`."""
+    for name, gradient in gradients.items():
+        params[name].grad = gradient
+
+
 def weights(module: nn.Module) -> Params:
     """Return the live parameters *and* buffers of `module`: all that its answers depend on."""
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}

@@ -27,6 +27,7 @@ from lifelong.methods.exemplars import herding
 from lifelong.methods.gem import dual, inner_products
 from lifelong.methods.gss import sample_gradients
 from lifelong.methods.method import transient
+from lifelong.methods.mir import interference
 from lifelong.streams import Stream
 from lifelong.training import loop
 from lifelong.tree import Params
@@ -174,37 +175,46 @@ def test_gem_steps_raise_the_loss_of_no_memory(scenario: str) -> None:
     assert method.memory.groups.tolist() == [0] * 20 + [1] * 20 + [2] * 20
 
 
+def parameters(gradients: dict[str, list[float] | None], reference: Params) -> Params:
+    made: Params = {name: torch.zeros_like(each).requires_grad_() for name, each in reference.items()}
+    for name, gradient in gradients.items():
+        made[name].grad = None if gradient is None else torch.tensor(gradient).view_as(made[name])
+    return made
+
+
 def test_a_gem_takes_out_just_the_part_that_points_against_the_reference() -> None:
     reference = {"a": torch.tensor([1.0, 0.0]), "b": torch.tensor([[2.0]])}
-    against: Params = {"a": torch.tensor([-1.0, 5.0]), "b": torch.tensor([[-1.0]])}
+    against = parameters({"a": [-1.0, 5.0], "b": [-1.0]}, reference)
     project(against, reference)
-    torch.testing.assert_close(against["a"], torch.tensor([-1 + 3 / 5, 5.0]))
-    torch.testing.assert_close(against["b"], torch.tensor([[-1 + 6 / 5]]))
-    along: Params = {"a": torch.tensor([1.0, 5.0]), "b": torch.tensor([[1.0]])}
+    torch.testing.assert_close(against["a"].grad, torch.tensor([-1 + 3 / 5, 5.0]))
+    torch.testing.assert_close(against["b"].grad, torch.tensor([[-1 + 6 / 5]]))
+    along = parameters({"a": [1.0, 5.0], "b": None}, reference)
     project(along, reference)
-    torch.testing.assert_close(along, {"a": torch.tensor([1.0, 5.0]), "b": torch.tensor([[1.0]])})
+    torch.testing.assert_close(along["a"].grad, torch.tensor([1.0, 5.0]))
+    assert along["b"].grad is None
 
 
-def test_a_gem_is_orthogonal_where_the_reference_has_parameters_that_do_not_move() -> None:
+def test_a_gem_moves_the_heads_of_old_tasks_as_if_their_gradient_were_zero() -> None:
     reference = {"a": torch.tensor([1.0, 2.0]), "other head": torch.tensor([7.0])}
-    current: Params = {"a": torch.tensor([-3.0, 1.0])}
+    current = parameters({"a": [-3.0, 1.0], "other head": None}, reference)
     project(current, reference)
-    torch.testing.assert_close(current["a"], torch.tensor([-3 + 1 / 5, 1 + 2 / 5]))
-    torch.testing.assert_close(current["a"] @ reference["a"], torch.tensor(0.0))
+    torch.testing.assert_close(current["a"].grad, torch.tensor([-3 + 1 / 54, 1 + 2 / 54]))
+    torch.testing.assert_close(current["other head"].grad, torch.tensor([7 / 54]))
 
 
 @pytest.mark.parametrize("boundaries", [True, False])
-def test_a_gem_compares_with_old_tasks_alone_where_it_is_told_where_they_end(
-    boundaries: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("name", "settings"), [("a-gem", {}), ("er", {"weighting": "tasks"})])
+def test_old_tasks_alone_are_drawn_from_where_it_is_told_where_they_end(
+    name: str, settings: dict[str, Any], boundaries: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, set[int]]] = []
     where = {} if boundaries else {"stream": "blurry", "blur": 0.2}
-    made = recipe(values("a-gem", method_settings={"per_class": 5}, **where))
+    made = recipe(values(name, method_settings={"per_class": 5, **settings}, **where))
     stream, method = build.stream(made), build.method(made)
     draw = method.draw
 
-    def watched(learner: Learner, batch: Batch, among: Tensor | None) -> Columns:
-        rows = draw(learner, batch, among=among)
+    def watched(learner: Learner, batch: Batch) -> Columns:
+        rows = draw(learner, batch)
         seen.append((learner.clock.task, set(rows["tasks"].tolist()) if rows else set()))
         return rows
 
@@ -278,6 +288,25 @@ def test_er_ace_lets_new_samples_compete_within_their_batch_only() -> None:
     assert replayed > 16
 
 
+def test_er_ace_has_outputs_of_unseen_classes_compete() -> None:
+    checked = 0
+
+    def check(learner: Learner, batch: Batch, logits: Tensor, loss: Tensor) -> None:
+        nonlocal checked
+        new, met = batch.new, [4, 7, 10][learner.clock.task]
+        if len(logits) == new or learner.clock.step == 0:
+            return
+        checked += 1
+        rivals = sorted({*batch.targets[:new].tolist(), *range(met, 10)})
+        odds = logits[:new].exp()
+        fresh = -(odds.gather(1, batch.targets[:new, None])[:, 0] / odds[:, rivals].sum(1)).log().mean()
+        old = -logits[new:].log_softmax(1).gather(1, batch.targets[new:, None]).mean()
+        torch.testing.assert_close(loss, fresh + old)
+
+    trained(values("er-ace", head="single", mask_unseen=False, batch_size=30), on_loss=check)
+    assert checked == 21
+
+
 @pytest.mark.parametrize("scenario", ["task", "domain", "class"])
 @pytest.mark.parametrize(("beta", "one_draw"), [(0.0, False), (0.7, False), (0.7, True)])
 def test_der_is_the_distance_to_the_logits_of_when_samples_were_kept(
@@ -333,11 +362,12 @@ def test_mir_replays_what_the_next_step_would_harm_most() -> None:
     assert isinstance(method, MIR)
     inputs, targets = stream.tasks[2].train.ready(learner.device).batch(torch.arange(10))
     raw = stream.tasks[2].train.inputs[:10]
-    learner.clock.epoch = 1  # nothing is kept, so the buffer is the same before and after
+    # Nothing is kept, so the buffer is the same before and after.
+    learner.clock.task, learner.clock.epoch = 2, 1
     batch = Batch(inputs, targets, 2, raw, stream.tasks[2].train.scaled)
-    candidates = method.memory.rows(
-        torch.from_numpy(method.random(learner, "replay").choice(len(method.memory), 25, replace=False))
-    )
+    old = (method.memory.columns["tasks"][: len(method.memory)] < 2).nonzero().flatten()
+    chosen = old[torch.from_numpy(method.random(learner, "replay").choice(len(old), 25, replace=False))]
+    candidates = method.memory.rows(chosen)
     scaled = batch.scaled(candidates["inputs"])
     losses = []
     before = F.cross_entropy(learner.model(scaled, 2), candidates["targets"], reduction="none").detach()
@@ -354,6 +384,22 @@ def test_mir_replays_what_the_next_step_would_harm_most() -> None:
     expected = {scaled[place].numpy().tobytes() for place in losses.topk(4).indices}
     extended = method.batch(learner, batch)
     assert {row.numpy().tobytes() for row in extended.inputs[10:]} == expected
+
+
+def test_mir_chooses_at_each_step_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: list[tuple[int, int]] = []
+
+    def counted(learner: Learner, batch: Batch, candidates: Batch) -> Tensor:
+        counts.append((batch.new, len(candidates.targets)))
+        return interference(learner, batch, candidates)
+
+    monkeypatch.setattr("lifelong.methods.mir.interference", counted)
+    trained(values("mir"))
+    assert counts == [(10, 50)] * 16
+    with pytest.raises(
+        InputError, match="candidates = 10 leave no choice where 10 samples are replayed at a step: give"
+    ):
+        trained(values("mir", method_settings={"candidates": 10}))
 
 
 def test_gss_scores_are_cosines_of_single_sample_gradients() -> None:

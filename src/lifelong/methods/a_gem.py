@@ -37,7 +37,7 @@ class AGEM(Rehearsal):
     reference: Batch | None = transient(lambda: None)
 
     def batch(self, learner: Learner, batch: Batch) -> Batch:
-        rows = self.draw(learner, batch, among=self._old(learner))
+        rows = self.draw(learner, batch)
         self.reference = None
         if rows:
             self.reference = only(batch, rows, learner.scenario)
@@ -46,24 +46,24 @@ class AGEM(Rehearsal):
 
     def before_step(self, learner: Learner) -> None:
         if self.reference is not None:
-            project(tree.gradients(learner.params), gradients.over(learner, self.reference))
+            project(learner.params, gradients.over(learner, self.reference))
 
-    def _old(self, learner: Learner) -> Tensor | None:
-        """Return the rows with samples of old tasks, or None where it is not known what is old."""
-        if not learner.boundaries or len(self.memory) == 0:
-            return None
-        tasks = self.memory.columns["tasks"][: len(self.memory)]
-        return (tasks < learner.clock.task).nonzero().flatten().cpu()
+    def drawn_from(self, learner: Learner) -> Tensor | None:
+        return self.old(learner)
 
 
-def project(current: Params, reference: Params) -> Tensor:
-    """Make `current` orthogonal to `reference`, in place, where they point against it; returns their inner product.
+def project(params: Params, reference: Params) -> Tensor:
+    """Make the gradient of `params` orthogonal to `reference`, in place, where it points against it.
 
-    Parameters that `current` lacks do not move, such as the heads of other tasks, so `reference` counts without them.
+    Parameters without a gradient, such as the heads of other tasks, have one of zero.
+
+    Returns:
+        The inner product of the two before that, a 0-d tensor.
     """
-    shared = {name: reference[name] for name in current}
-    inner = tree.dot(current, shared)
+    current = tree.all_gradients(params)
+    inner = tree.dot(current, reference)
     if inner < 0:
-        length = tree.dot(shared, shared)
-        torch._foreach_add_(list(current.values()), list(shared.values()), alpha=-float(inner / length))
+        length = tree.dot(reference, reference)
+        torch._foreach_add_(tree.leaves(current, reference), list(reference.values()), alpha=-float(inner / length))
+        tree.attach(params, current)
     return inner

@@ -20,8 +20,8 @@ class ER(Rehearsal):
     """Learn from samples of old tasks together with the new ones.
 
     Each step descends the mean cross-entropy over the batch and as many samples of the buffer (Chaudhry et al. 2019,
-    1902.10486, algorithm 1). `weighting: tasks` is `1/t * CE(new) + (1 - 1/t) * CE(replayed)` at the t-th task, as van
-    de Ven et al. 2022 have it.
+    1902.10486, algorithm 1). `weighting: tasks` is `1/t * CE(new) + (1 - 1/t) * CE(replayed)` at the t-th task, where
+    samples of old tasks alone are replayed, as van de Ven et al. 2022 have it.
     """
 
     paper: ClassVar[str] = "1902.10486"
@@ -31,6 +31,9 @@ class ER(Rehearsal):
         "samples", "all samples weigh the same, or the new ones 1/t and the replayed ones the rest"
     )
     tasks: int = state(int)
+
+    def drawn_from(self, learner: Learner) -> Tensor | None:
+        return self.old(learner) if self.weighting == "tasks" else None
 
     def before_task(self, learner: Learner, task: Task) -> None:
         self.tasks = task.index + 1

@@ -18,8 +18,9 @@ from lifelong.streams.task import Scenario
 class ERACE(Rehearsal):
     """Let new samples compete only among their own classes, so that they do not push the old ones away.
 
-    `CE(new; classes of the batch) + CE(replayed; all classes)` (Caccia et al. 2022, 2104.05025, eq. 3 and 4). Before
-    anything is replayed it is plain cross-entropy.
+    `CE(new; classes of the batch) + CE(replayed; all classes)` (Caccia et al. 2022, 2104.05025, eq. 3 and 4). Outputs
+    of classes that were never seen compete too, as in the authors' code. Before anything is replayed it is plain
+    cross-entropy.
     """
 
     paper: ClassVar[str] = "2104.05025"
@@ -30,7 +31,8 @@ class ERACE(Rehearsal):
         new = batch.new
         if len(logits) == new:
             return loss
-        absent = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
+        arrived = self.memory.arrived[: logits.shape[1]]
+        absent = F.pad(arrived > 0, (0, logits.shape[1] - len(arrived))).to(logits.device)
         absent[batch.targets[:new]] = False
         fresh = F.cross_entropy(logits[:new].masked_fill(absent, -torch.inf), batch.targets[:new])
         return fresh + F.cross_entropy(logits[new:], batch.targets[new:])

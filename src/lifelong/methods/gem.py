@@ -30,7 +30,8 @@ class GEM(Method):
     tasks even where nothing is violated, as in the authors' code (which does nothing where no constraint is). Each
     g_k is a forward and backward pass over all of a memory, which is nearly all that a step costs.
 
-    The memory of a task is its last `memories` samples.
+    The memory of a task is its last `memories` samples. Heads of old tasks, which have a gradient of zero, move too
+    where a constraint is violated.
     """
 
     family: ClassVar[str] = "constrained"
@@ -63,13 +64,14 @@ class GEM(Method):
     def before_step(self, learner: Learner) -> None:
         if not self.old:
             return
-        current = tree.gradients(learner.params)
+        current = tree.all_gradients(learner.params)
         past = [gradients.over(learner, each) for each in self.old]
         products = inner_products(list(current), [current, *past])
         weights = dual(products[1:, 1:], products[0, 1:], self.margin)
         if weights is not None:
             for weight, each in zip(weights.tolist(), past, strict=True):
                 torch._foreach_add_(list(current.values()), tree.leaves(each, current), alpha=weight)
+            tree.attach(learner.params, current)
 
     def after_task(self, learner: Learner, task: Task) -> None:
         self.old = None

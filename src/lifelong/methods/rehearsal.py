@@ -73,11 +73,20 @@ class Rehearsal(Method):
         if self.memory.capacity == 0:
             self.memory.capacity = self._rows(learner, columns)
 
-    def draw(self, learner: Learner, batch: Batch, purpose: str = "replay", among: Tensor | None = None) -> Columns:
-        """Return samples drawn at this step, as many as `replay_batch` says; empty where there are none.
+    def drawn_from(self, learner: Learner) -> Tensor | None:
+        """Return the rows of the buffer that this step draws from, `[n]` int64 on the CPU, or None: all."""
+        return None
 
-        They are drawn from the whole buffer, or from its rows `among`, `[n]` int64 on the CPU.
-        """
+    def old(self, learner: Learner) -> Tensor | None:
+        """Return the rows with samples of old tasks, or None where it is not known where a task ends."""
+        if not learner.boundaries or len(self.memory) == 0:
+            return None
+        tasks = self.memory.columns["tasks"][: len(self.memory)]
+        return (tasks < learner.clock.task).nonzero().flatten().cpu()
+
+    def draw(self, learner: Learner, batch: Batch, purpose: str = "replay") -> Columns:
+        """Return samples drawn at this step, as many as `replay_batch` says; empty where there are none."""
+        among = self.drawn_from(learner)
         if len(self.memory if among is None else among) == 0:
             return {}
         count = self.replay_batch or batch.new
