@@ -417,17 +417,41 @@ def test_gss_scores_are_cosines_of_single_sample_gradients() -> None:
     assert float(scores.max()) <= 2
 
 
-def test_gss_replaces_only_by_samples_unlike_the_stored_ones() -> None:
+def test_gss_challenges_by_how_alike_the_stored_ones_are() -> None:
     gss = GSS()
-    gss.memory.capacity = 2
-    gss.memory.write([0, 1], {"scores": torch.tensor([1.9, 0.1])}, [0, 0])
+    gss.memory.capacity = 3
+    gss.memory.write([0, 1, 2], {"scores": torch.tensor([1.9, 0.1, 0.7])}, [0, 0, 0])
     random = np.random.default_rng(0)
-    places = [gss._challenged([score], random)[0] for score in [1.2] * 200 + [0.1] * 2000]
-    assert set(places[:200]) == {-1}
-    challenged = places[200:]
-    # Row 0 is challenged 19 times as often, and yields in 1.9/2.0 of the cases, row 1 in half of them.
-    assert challenged.count(0) / 2000 == pytest.approx(0.95 * 0.95, abs=0.03)
-    assert challenged.count(1) / 2000 == pytest.approx(0.05 * 0.5, abs=0.015)
+    places = [gss._challenged(torch.tensor([0.1]), random)[0] for _ in range(4000)]
+    # Row 0 is challenged three times as often as row 2, the least never; they yield in 1.9/2.0 and 0.7/0.8 of cases.
+    assert places.count(0) / 4000 == pytest.approx(0.75 * 0.95, abs=0.03)
+    assert places.count(1) == 0
+    assert places.count(2) / 4000 == pytest.approx(0.25 * 0.875, abs=0.03)
+    several = [gss._challenged(torch.tensor([0.1, 0.1, 0.1, 0.1]), random) for _ in range(50)]
+    assert all(each[3] == -1 for each in several)
+    assert all(len({row for row in each if row >= 0}) == sum(row >= 0 for row in each) for each in several)
+
+
+def test_gss_takes_in_samples_of_later_tasks_once_it_is_full() -> None:
+    gss, _, _ = trained(values("gss", "domain", method_settings={"capacity": 30}, train_samples=None, steps=None))
+    assert len(gss.memory) == 30
+    assert set(gss.memory.columns["tasks"].tolist()) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("unlike", [True, False])
+def test_gss_lets_a_batch_challenge_that_is_unlike_all_it_knows(unlike: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    gss, learner, stream = trained(values("gss", method_settings={"capacity": 30}))
+    assert isinstance(gss, GSS)
+    inputs, targets = stream.tasks[1].train.ready(learner.device).batch(torch.arange(10))
+    batch = Batch(inputs, targets, 1, stream.tasks[1].train.inputs[:10], stream.tasks[1].train.scaled)
+    direction = torch.cat([each.flatten() for each in gradients.over(learner, batch).values()])
+    known = F.normalize(direction, dim=0)[None] * (-1 if unlike else 1)
+    monkeypatch.setattr(gss, "_known", lambda *_: known)
+    before, seen = gss.memory.columns["scores"].clone(), gss.memory.seen
+    learner.clock.epoch = 0
+    gss._select(learner, batch)
+    assert gss.memory.seen == seen + 10
+    assert torch.equal(before, gss.memory.columns["scores"]) is not unlike
 
 
 def test_gdumb_learns_from_its_buffer_alone_and_afresh() -> None:
