@@ -19,8 +19,8 @@ from lifelong.experiments import build
 from lifelong.experiments.recipe import recipe
 from lifelong.experiments.run import run
 from lifelong.learner import Batch, Learner
-from lifelong.memory import Columns
-from lifelong.methods import ER, GSS, MIR, BiC, Chain, ICaRL, Method, gradients
+from lifelong.memory import Buffer, Columns
+from lifelong.methods import ER, GSS, MIR, Chain, ICaRL, Method, gradients
 from lifelong.methods.a_gem import project
 from lifelong.methods.bic import fitted
 from lifelong.methods.exemplars import herding
@@ -638,18 +638,55 @@ def test_the_bias_correction_is_where_the_cross_entropy_is_least() -> None:
     assert found.of(logits).argmax(1).eq(targets).sum() > logits.argmax(1).eq(targets).sum()
 
 
-def test_bic_fits_its_correction_on_samples_that_it_does_not_learn_from() -> None:
-    bic, learner, stream = trained(values("bic", method_settings={"capacity": 40, "held_out": 0.3}))
-    assert isinstance(bic, BiC)
-    # As it was before the third task, which brings the last three classes.
-    bic.memory.keep((bic.memory.groups < 7).nonzero().flatten())
-    learned, held = bic._divided(learner, stream.tasks[2])
-    assert held is not None
-    counts = torch.bincount(held.targets)
-    assert counts.tolist() == [1] * 10
-    images = {row.numpy().tobytes() for row in learned.inputs}
-    assert not images & {row.numpy().tobytes() for row in held.inputs}
-    assert len(learned) + len(held) == len(bic.memory) + len(stream.tasks[2].train)
+def test_bic_fits_its_correction_on_samples_that_it_never_learns_from() -> None:
+    learned: set[bytes] = set()
+    aside: dict[int, set[bytes]] = {}
+
+    def watched(learner: Learner, batch: Batch, logits: Tensor, loss: Tensor) -> None:
+        learned.update(row.numpy().tobytes() for row in batch.inputs)
+
+    def images(buffer: Buffer) -> set[bytes]:
+        rows = buffer.rows(torch.arange(len(buffer)))["inputs"]
+        return {row.numpy().tobytes() for row in stream.tasks[0].train.scaled(rows)}
+
+    made = recipe(values("bic", method_settings={"capacity": 60, "held_out": 0.3}, steps=None, epochs=1))
+    stream, method = build.stream(made), build.method(made)
+    learner, watch = build.learner(made, stream), Watch()
+    watch.on_loss = watched
+    for event in loop.train(learner, Chain({"bic": method, "watch": watch}), stream, build.schedule(made)):
+        if isinstance(event, loop.TaskDone):
+            aside[len(aside)] = images(method.aside)
+    # 60 samples are 6 of each of ten classes, of which two are set aside.
+    assert torch.bincount(method.aside.groups).tolist() == [2] * 10
+    assert torch.bincount(method.memory.groups).tolist() == [4] * 10
+    assert not learned & set.union(*aside.values())
+    assert images(method.memory) <= learned
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_bic_distils_by_the_share_of_old_classes(temperature: float) -> None:
+    checked = 0
+
+    def check(learner: Learner, batch: Batch, logits: Tensor, loss: Tensor) -> None:
+        nonlocal checked
+        old = [0, 4, 7][learner.clock.task]
+        if old == 0:
+            return
+        checked += 1
+        terms = [1 - old / logits.shape[1], old / logits.shape[1]]
+        answers = method.teacher.network(learner)(batch.inputs, batch.task)[:, :old]
+        p = (method.correction.of(answers) / temperature).softmax(1)
+        q = (logits[:, :old] / temperature).softmax(1)
+        divergence = (p * (p / q).log()).sum(1).mean()
+        torch.testing.assert_close(loss, terms[0] * F.cross_entropy(logits, batch.targets) + terms[1] * divergence)
+
+    made = recipe(values("bic", method_settings={"capacity": 60, "temperature": temperature}))
+    stream, method = build.stream(made), build.method(made)
+    learner, watch = build.learner(made, stream), Watch()
+    watch.on_loss = check
+    for _ in loop.train(learner, Chain({"bic": method, "watch": watch}), stream, build.schedule(made)):
+        pass
+    assert checked == 16
 
 
 def test_bic_answers_with_its_newest_correction_alone() -> None:

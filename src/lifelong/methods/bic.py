@@ -14,7 +14,7 @@ from lifelong import randomness
 from lifelong.curvature.per_sample import evaluating
 from lifelong.learner import Batch, Learner
 from lifelong.memory import Buffer
-from lifelong.methods.exemplars import check_capacity, renew
+from lifelong.methods.exemplars import check_capacity, cut, keep, renew
 from lifelong.methods.method import Method, state
 from lifelong.methods.rehearsal import stored
 from lifelong.methods.samples import BATCH
@@ -42,10 +42,11 @@ class Correction:
 class BiC(Method):
     """Take the bias towards new classes out of the last layer, with two numbers fitted on held-out samples.
 
-    The network learns new samples and exemplars with `(1 - l) * CE + l * T^2 * KL(old || new)` over the old classes, l
-    = old classes / all, T = 2. Then `q_k = a * o_k + b` for the new classes k, where a and b minimise the cross-entropy
-    on as many held-out samples of each new class as are held out of the exemplars of an old one (Wu et al. 2019,
-    1905.13260, eq. 3 and 4). The old network that is distilled answers with its own correction.
+    The network learns new samples and exemplars with `(1 - l) * CE + l * KL(old || new)` over the old classes, l = old
+    classes / all, both distributions softened by T = 2. Then `q_k = a * o_k + b` for the new classes k, where a and b
+    minimise the cross-entropy on held-out samples, as many of each class (Wu et al. 2019, 1905.13260, eq. 1 to 5). They
+    are set aside before a class is learned, count among its exemplars, and are never learned from. The old network that
+    is distilled answers with its own correction.
 
     Our deviations: a and b are found by L-BFGS to the end instead of by epochs of gradient descent; exemplars are
     chosen by herding, as by iCaRL.
@@ -60,6 +61,7 @@ class BiC(Method):
     held_out: float = setting(0.1, "share of the exemplars that the correction is fitted on, 0 to 1", gt=0, lt=1)
     temperature: float = setting(2.0, "softens the distilled distributions, above 0", gt=0)
     memory: Buffer = state(Buffer)
+    aside: Buffer = state(Buffer)
     teacher: Teacher = state(Teacher)
     old: int = state(int)
     seen: int = state(int)
@@ -74,7 +76,10 @@ class BiC(Method):
         self.teacher.forget_copy()
 
     def data(self, learner: Learner, tasks: Sequence[Task]) -> Split | None:
-        return self._divided(learner, tasks[-1])[0]
+        learned, _ = self._divided(learner, tasks[-1])
+        if len(self.memory) == 0:
+            return learned
+        return joined([(-1, stored(self.memory, learned)), (tasks[-1].index, learned)], learner.device)
 
     def loss(self, learner: Learner, batch: Batch, logits: Tensor, loss: Tensor) -> Tensor:
         if not self.teacher.weights:
@@ -83,40 +88,41 @@ class BiC(Method):
             answers = self.teacher.network(learner)(batch.inputs, batch.task)[:, : self.old]
             goal = (self.correction.of(answers) / self.temperature).softmax(1)
         student = (logits[:, : self.old] / self.temperature).log_softmax(1)
-        distilled = F.kl_div(student, goal, reduction="batchmean") * self.temperature**2
+        distilled = F.kl_div(student, goal, reduction="batchmean")
         weight = self.old / self.seen
         return (1 - weight) * loss + weight * distilled
 
     def after_task(self, learner: Learner, task: Task) -> None:
-        held = self._divided(learner, task)[1]
-        if held is not None:
-            self.correction = fitted(_logits(learner, held, task.index), held.targets, self.old)
-        renew(self.memory, learner, task, self.capacity // self.seen)
+        learned, held = self._divided(learner, task)
+        count = self._count()
+        cut(self.aside, count)
+        for label in task.classes:
+            keep(self.aside, task, held.take((held.targets == label).nonzero().flatten()), label)
+        if self.old:
+            known = stored(self.aside, held)
+            self.correction = fitted(_logits(learner, known, task.index), known.targets, self.old)
+        renew(self.memory, learner, task, learned, self.capacity // self.seen - count)
         self.teacher.remember(learner)
 
     def logits(self, learner: Learner, inputs: Tensor, task: int) -> Tensor:
         return self.correction.of(super().logits(learner, inputs, task))
 
-    def _divided(self, learner: Learner, task: Task) -> tuple[Split, Split | None]:
-        """Return the samples to learn from, and those that the correction is fitted on: as many of each class."""
-        new = task.train.ready(learner.device)
-        if len(self.memory) == 0:
-            return new, None
-        groups, everything = self.memory.groups, stored(self.memory, new)
-        old_rows = [(groups == label).nonzero().flatten() for label in range(self.old)]
-        count = max(1, round(self.held_out * min(map(len, old_rows))))
-        order = torch.randperm(len(new), generator=randomness.generator(learner.seed, "held out", task.index))
-        shuffled = new.targets.cpu()[order]
-        new_rows = [order[shuffled == label] for label in task.classes]
-        parts = [
-            (
-                everything.take(torch.cat([rows[span] for rows in old_rows]).to(learner.device)),
-                new.take(torch.cat([rows[span] for rows in new_rows]).to(learner.device)),
-            )
-            for span in (slice(None, -count), slice(-count, None))
-        ]
-        learned, held = (joined([(-1, old), (task.index, fresh)], learner.device) for old, fresh in parts)
-        return learned, held
+    def _count(self) -> int:
+        """Return how many samples of each class are set aside."""
+        share = self.capacity // self.seen
+        return min(max(1, round(self.held_out * share)), share - 1)
+
+    def _divided(self, learner: Learner, task: Task) -> tuple[Split, Split]:
+        """Return the samples of `task` to learn from, and those to set aside."""
+        ready = task.train.ready(learner.device)
+        order = torch.randperm(len(ready), generator=randomness.generator(learner.seed, "held out", task.index))
+        shuffled = ready.targets.cpu()[order]
+        own = [order[shuffled == label].to(learner.device) for label in task.classes]
+        # A class with so few samples that none would be left gives one less.
+        counts = [min(self._count(), len(rows) - 1) for rows in own]
+        held = torch.cat([rows[:count] for rows, count in zip(own, counts, strict=True)])
+        learned = torch.cat([rows[count:] for rows, count in zip(own, counts, strict=True)])
+        return ready.take(learned.sort().values), ready.take(held)
 
 
 def fitted(logits: Tensor, targets: Tensor, first: int) -> Correction:

@@ -23,23 +23,31 @@ def check_capacity(learner: Learner, capacity: int, least: int = 1) -> None:
         )
 
 
-def renew(memory: Buffer, learner: Learner, task: Task, share: int) -> None:
+def renew(memory: Buffer, learner: Learner, task: Task, ready: Split, share: int) -> None:
     """Make `memory` hold `share` exemplars of each class so far, by the network as it is after `task`.
 
     Those of old classes are cut in the order in which herding took them (1611.07725, algorithm 5), those of the classes
-    of `task` are chosen anew (algorithm 4).
+    of `task` are chosen anew (algorithm 4) among the samples of `ready`.
     """
+    cut(memory, share)
+    features = unit_features(learner, ready)
+    for label in task.classes:
+        own = (ready.targets == label).nonzero().flatten()
+        keep(memory, task, ready.take(own[herding(features[own], share)]), label)
+
+
+def cut(memory: Buffer, share: int) -> None:
+    """Leave in `memory` the first `share` samples of each class."""
     groups = memory.groups
     if len(groups):
         chosen = [(groups == label).nonzero().flatten()[:share] for label in groups.unique().tolist()]
         memory.keep(torch.cat(chosen))
-    ready = task.train.ready(learner.device)
-    features = unit_features(learner, ready)
-    for label in task.classes:
-        own = (ready.targets == label).nonzero().flatten()
-        taken = ready.take(own[herding(features[own], share)])
-        tasks = torch.full_like(taken.targets, task.index)
-        memory.append({"inputs": taken.inputs, "targets": taken.targets, "tasks": tasks}, label)
+
+
+def keep(memory: Buffer, task: Task, taken: Split, label: int) -> None:
+    """Put the samples of the `ready` split `taken`, of `task` and of the class `label`, into `memory`."""
+    tasks = torch.full_like(taken.targets, task.index)
+    memory.append({"inputs": taken.inputs, "targets": taken.targets, "tasks": tasks}, label)
 
 
 def herding(features: Tensor, count: int) -> Tensor:

@@ -65,9 +65,10 @@ class ICaRL(Method):
 
     def after_task(self, learner: Learner, task: Task) -> None:
         classes = max(task.classes) + 1
-        renew(self.memory, learner, task, self.per_class or self.capacity // classes)
+        ready = task.train.ready(learner.device)
+        renew(self.memory, learner, task, ready, self.per_class or self.capacity // classes)
         self.teacher.remember(learner)
-        kept = unit_features(learner, stored(self.memory, task.train.ready(learner.device)))
+        kept = unit_features(learner, stored(self.memory, ready))
         groups = self.memory.groups.to(kept.device)
         self.means = F.normalize(torch.stack([kept[groups == label].mean(0) for label in range(classes)]), dim=1)
 
