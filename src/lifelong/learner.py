@@ -133,6 +133,14 @@ def renew_optimizer(learner: Learner, keep: bool) -> None:
         learner.optimizer.add_param_group({"params": added})
 
 
+def start_over(learner: Learner, live: Params, weights: Params) -> None:
+    """Copy `weights` into `live`, tensors of the network, and have an optimiser that is kept forget what it knew."""
+    tree.copy_(live, weights)
+    if hasattr(learner, "optimizer"):
+        for each in live.values():
+            learner.optimizer.state.pop(each, None)
+
+
 def freeze(learner: Learner, module: nn.Module) -> None:
     """Stop `module` from learning: its parameters get no gradient and its normalisation keeps its statistics."""
     module.requires_grad_(False)

@@ -252,6 +252,27 @@ def test_conditional_replay_draws_labels_evenly() -> None:
     assert len(replay.even(3, 4, torch.device("cpu")).unique()) == 3
 
 
+@pytest.mark.parametrize("targets", ["hard", "soft"])
+def test_of_conditional_replay_each_old_head_has_the_samples_of_its_task(targets: str) -> None:
+    dgr = DGR(latent=2, hidden=(4,), conditional=True, targets=targets)
+    learner = trained(dgr, Scenario.TASK)
+    # As at the start of a fourth task.
+    dgr.outputs.append(CLASSES)
+    replayed, labels = torch.rand(9, PIXELS, dtype=torch.float64), torch.tensor([0, 5, 2, 3, 1, 0, 4, 4, 5])
+    with torch.no_grad():
+        for each in learner.params.values():
+            each += 0.3 * torch.randn_like(each)
+    teacher, terms = dgr.old_solver.network(learner), []
+    for row, label in zip(replayed, labels.tolist(), strict=True):
+        old = teacher(row[None], label // CLASSES).detach()
+        new = learner.model(row[None], label // CLASSES)
+        if targets == "hard":
+            terms.append(F.cross_entropy(new, old.argmax(1)))
+        else:
+            terms.append(-4 * ((old / 2).softmax(1) * (new / 2).log_softmax(1)).sum())
+    torch.testing.assert_close(dgr._solver_loss(learner, replayed, labels), torch.stack(terms).mean())
+
+
 def test_shared_labels_share_the_generators_table() -> None:
     dgr = DGR(latent=2, hidden=(4,), conditional=True)
     trained(dgr, Scenario.DOMAIN)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -462,6 +463,19 @@ def test_lwf_holds_the_outputs_that_the_old_network_answered_with(mask_unseen: b
     assert (p.shape[1], q.shape[1]) == ((CLASSES, 2 * CLASSES) if mask_unseen else (3 * CLASSES, 3 * CLASSES))
     expected = (p * (p / q[:, : p.shape[1]]).log()).sum(1).mean()
     torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("scenario", [Scenario.TASK, Scenario.CLASS])
+@pytest.mark.parametrize("training", [{"optimizer": "adam", "lr": 0.01}, {"momentum": 0.9, "weight_decay": 0.1}])
+def test_lwf_warms_up_new_outputs_alone(scenario: Scenario, training: dict[str, Any]) -> None:
+    recorder, _ = trained({"lwf": LwF(warm_up=0.4)}, scenario, **training)
+    # 0.4 of 13 steps: those before the sixth.
+    for index, path in enumerate(recorder.thetas):
+        for name in path[0]:
+            moved = [not torch.equal(now, before) for now, before in itertools.pairwise(each[name] for each in path)]
+            new = name.startswith(f"head.blocks.{index}.")
+            assert moved[:6] == [new or (index == 0 and not name.startswith("head.blocks."))] * 6, (index, name)
+            assert any(moved[6:]) is (new or not name.startswith("head.") or scenario is not Scenario.TASK or index > 0)
 
 
 def test_lwf_averages_over_the_heads_of_old_tasks() -> None:

@@ -201,6 +201,41 @@ def test_moments_go_on_from_task_to_task_only_where_asked(keep: bool) -> None:
     assert counts == {6.0 if keep else 3.0}
 
 
+@pytest.mark.parametrize(
+    ("name", "stream_values"),
+    [
+        ("separate", {"stream": "split", "scenario": "task"}),
+        ("progressive", {"stream": "split", "scenario": "task"}),
+        ("gdumb", {"stream": "split", "scenario": "class"}),
+        ("joint", {}),
+        ("avg-independent", {}),
+    ],
+)
+def test_weights_that_start_over_do_so_with_an_optimiser_that_knows_nothing_of_them(
+    name: str, stream_values: dict[str, Any]
+) -> None:
+    found = []
+    for keep in (False, True):
+        learner, stream, schedule = prepared(tasks=2, steps=5, keep_optimizer=keep, **stream_values)
+        for _ in train(learner, method(name, {}), stream, schedule):
+            pass
+        found.append(tree.snapshot(learner.params))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+
+
+def test_momentum_of_a_parameter_whose_gradient_comes_late_is_pytorchs() -> None:
+    found = []
+    for settings in ({"momentum": 0.9}, {"momentum": 0.9, "fused": False}):
+        early, late = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))
+        optimizer = make_optimizer("sgd", 0.1, settings)([early, late])
+        for step in range(4):
+            early.grad = torch.full((3,), float(step + 1))
+            late.grad = None if step < 2 else torch.full((2,), float(step))
+            optimizer.step()
+        found.append((early.detach(), late.detach()))
+    torch.testing.assert_close(found[0], found[1])
+
+
 def test_divergence_names_the_task_where_it_happens() -> None:
     learner, stream, schedule = prepared(tasks=3, steps=4)
     events = train(learner, method("naive", {}), stream, schedule)

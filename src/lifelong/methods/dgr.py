@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -35,7 +36,8 @@ class DGR(Method):
 
     Soft targets are the old solver's probabilities at a temperature T: `-T^2 sum_k p_k(x'; T) log q_k(x'; T)`, 0 for
     classes that are new ("distill" in van de Ven & Tolias 2019, 1904.07734). With `conditional`, the decoder is told
-    the label (shared labels: of any task), and replay draws all old labels evenly.
+    the label (shared labels: of any task), replay draws all old labels evenly, and of heads each has the samples of its
+    own task.
 
     Our deviations: an autoencoder instead of the paper's adversarial pair, as in the comparisons since. Replayed
     samples pass through the network by themselves, so that batch normalisation sees them apart from the new ones.
@@ -81,7 +83,7 @@ class DGR(Method):
         labels = replay.even(len(batch.inputs), self._seen(), batch.targets.device) if self.conditional else None
         with torch.no_grad():
             replayed = self._draw(len(batch.inputs), labels)
-        old = self._solver_loss(learner, replayed.unflatten(1, batch.inputs.shape[1:]))
+        old = self._solver_loss(learner, replayed.unflatten(1, batch.inputs.shape[1:]), labels)
         return share * loss + (1 - share) * (old + self._reconstruction(replayed, labels))
 
     def after_task(self, learner: Learner, task: Task) -> None:
@@ -116,7 +118,8 @@ class DGR(Method):
         bound = vae.bound(self.generator, inputs, _shift(self.generator, labels))
         return -bound.mean() / inputs[0].numel()
 
-    def _solver_loss(self, learner: Learner, replayed: Tensor) -> Tensor:
+    def _solver_loss(self, learner: Learner, replayed: Tensor, labels: Tensor | None) -> Tensor:
+        """Return the loss on `replayed` `[batch, ...]`; `labels` `[batch]` are the classes that it was drawn as."""
         teacher, head = self.old_solver.network(learner), learner.model.head
         several = learner.scenario is Scenario.TASK and isinstance(head, MultiHead)
         heads = range(len(self.outputs) - 1) if several else [learner.clock.task]
@@ -124,8 +127,21 @@ class DGR(Method):
         with torch.no_grad():
             answers = [each[:, :seen] for each in teacher.answers(replayed, heads)]
         found = learner.model.answers(replayed, heads)
+        if several and labels is not None:
+            return self._told_apart(found, answers, labels)
         terms = [self._entropy(logits, old) for logits, old in zip(found, answers, strict=True)]
         return torch.stack(terms).mean()
+
+    def _told_apart(self, found: Sequence[Tensor], answers: Sequence[Tensor], labels: Tensor) -> Tensor:
+        """Return the mean loss over samples that each old head has of its own task alone."""
+        ends = torch.tensor(self.outputs[:-1], device=labels.device).cumsum(0)
+        tasks = torch.bucketize(labels, ends, right=True)
+        terms = [
+            self._entropy(logits[tasks == index], old[tasks == index]) * (tasks == index).float().mean()
+            for index, (logits, old) in enumerate(zip(found, answers, strict=True))
+            if bool((tasks == index).any())
+        ]
+        return torch.stack(terms).sum()
 
     def _entropy(self, logits: Tensor, old: Tensor) -> Tensor:
         """Return the mean cross-entropy of `logits` `[batch, outputs]` with `old` ones, over the first outputs only."""

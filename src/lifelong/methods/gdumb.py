@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 
 from lifelong import randomness, tree
-from lifelong.learner import Batch, Learner
+from lifelong.learner import Batch, Learner, start_over
 from lifelong.methods.method import state
 from lifelong.methods.rehearsal import Rehearsal, stored
 from lifelong.settings import setting
@@ -44,7 +44,7 @@ class GDumb(Rehearsal):
         self.offer(learner, columns, randomness.numpy_generator(learner.seed, "kept", task.index))
         live = tree.weights(learner.model)
         self.start.update(tree.snapshot({name: live[name] for name in live.keys() - self.start.keys()}))
-        tree.copy_(live, self.start)
+        start_over(learner, live, self.start)
 
     def batch(self, learner: Learner, batch: Batch) -> Batch:
         """Return the batch as it is: it is of the buffer already."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lifelong import tree
-from lifelong.learner import Learner
+from lifelong.learner import Learner, start_over
 from lifelong.methods.method import Method, state
 from lifelong.settings import setting
 from lifelong.streams.task import Split, Task, joined
@@ -43,4 +43,4 @@ class Joint(Method):
         live = tree.weights(learner.model)
         self.start.update(tree.snapshot({name: live[name] for name in live.keys() - self.start.keys()}))
         if self.restart:
-            tree.copy_(live, self.start)
+            start_over(learner, live, self.start)

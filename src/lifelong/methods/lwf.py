@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lifelong.learner import Batch, Learner
+from lifelong.methods import structure
 from lifelong.methods.method import Method, state
 from lifelong.methods.teacher import Teacher
 from lifelong.models.heads import MultiHead, SingleHead
@@ -26,6 +27,8 @@ class LwF(Method):
     r = 1/t at the t-th task. In the class-incremental scenario the old network gives its old classes all the mass and
     the new ones none, as van de Ven & Tolias 2019 (1904.07734) have it, so that new classes do not outshout old ones. A
     head that has all outputs from the start, none masked, has answered with all of them, and that is held then.
+
+    The paper trains the new outputs alone at first, `warm_up`, and says nothing of how long.
     """
 
     family: ClassVar[str] = "distillation"
@@ -34,6 +37,9 @@ class LwF(Method):
     strength: float = setting(1.0, "multiplies the distillation term, at least 0", ge=0)
     new_share: float | None = setting(None, "weight r of the new task's loss, 0 to 1; 1/t by default", ge=0, le=1)
     temperature: float = setting(2.0, "softens both distributions, above 0", gt=0)
+    warm_up: float = setting(
+        0.0, "share of a task's steps, 0 to 1, in which its new outputs learn alone; not in the first task", ge=0, le=1
+    )
     teacher: Teacher = state(Teacher)
     outputs: list[int] = state(list)
 
@@ -41,14 +47,30 @@ class LwF(Method):
         self.outputs.append(len(task.classes))
         self.teacher.forget_copy()
 
+    def batch(self, learner: Learner, batch: Batch) -> Batch:
+        if self._warms_up(learner):
+            structure.hold_statistics(learner.model.trunk)
+        return batch
+
     def loss(self, learner: Learner, batch: Batch, logits: Tensor, loss: Tensor) -> Tensor:
         if not self.teacher.weights or self.strength == 0:
             return loss
         share = 1 / len(self.outputs) if self.new_share is None else self.new_share
         return share * loss + (1 - share) * self.strength * self._distillation(learner, batch, logits)
 
+    def before_step(self, learner: Learner) -> None:
+        """Let nothing but new outputs move while they warm up."""
+        if self._warms_up(learner):
+            for name, each in learner.params.items():
+                if not name.startswith(f"head.blocks.{learner.clock.task}."):
+                    each.grad = None
+
     def after_task(self, learner: Learner, task: Task) -> None:
         self.teacher.remember(learner)
+
+    def _warms_up(self, learner: Learner) -> bool:
+        begun = isinstance(learner.model.head, MultiHead) and bool(self.teacher.weights)
+        return begun and learner.clock.step < self.warm_up * learner.clock.steps
 
     def _distillation(self, learner: Learner, batch: Batch, logits: Tensor) -> Tensor:
         teacher = self.teacher.network(learner)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from lifelong import randomness, tree
 from lifelong.curvature.per_sample import evaluating
 from lifelong.errors import InputError
-from lifelong.learner import Batch, Learner, freeze
+from lifelong.learner import Batch, Learner, freeze, start_over
 from lifelong.merging.batch_norm import reestimate
 from lifelong.merging.collect import holding
 from lifelong.merging.incremental import Incremental
@@ -124,7 +124,7 @@ class Merging(Method):
             self.base = tree.snapshot({**trunk, **(head if self._head(learner) == "merged" else {})})
             self.base_buffers = tree.snapshot(dict(learner.model.named_buffers()))
         elif self.training == "independent":
-            tree.copy_(self._live(learner), self.base)
+            start_over(learner, self._live(learner), self.base)
             tree.copy_(dict(learner.model.named_buffers()), self.base_buffers)
 
     def loss(self, learner: Learner, batch: Batch, logits: Tensor, loss: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lifelong import randomness, tree
-from lifelong.learner import Batch, Learner
+from lifelong.learner import Batch, Learner, start_over
 from lifelong.methods import sequence, structure
 from lifelong.methods.method import Method, state, transient
 from lifelong.methods.sequence import Stage
@@ -132,7 +132,7 @@ class Progressive(Method):
                 if isinstance(module, sequence.LAYERS):
                     module.reset_parameters()
         live = tree.weights(learner.model.trunk)
-        tree.copy_(live, {name: each.to(live[name].device) for name, each in tree.weights(fresh).items()})
+        start_over(learner, live, {name: each.to(live[name].device) for name, each in tree.weights(fresh).items()})
 
     def _frozen(self, learner: Learner) -> list[list[Stage]]:
         """Return the columns of finished tasks."""

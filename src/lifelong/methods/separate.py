@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from lifelong import tree
-from lifelong.learner import Learner
+from lifelong.learner import Learner, start_over
 from lifelong.methods.method import Method, state
 from lifelong.streams.task import Scenario, Task
 from lifelong.tree import Params
@@ -34,7 +34,7 @@ class Separate(Method):
     def before_task(self, learner: Learner, task: Task) -> None:
         if not self.start:
             self.start = tree.snapshot(_shared(learner))
-        tree.copy_(_shared(learner), self.start)
+        start_over(learner, _shared(learner), self.start)
 
     def after_task(self, learner: Learner, task: Task) -> None:
         self.networks.append(tree.snapshot(_shared(learner)))

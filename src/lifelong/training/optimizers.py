@@ -63,11 +63,27 @@ def make_optimizer(
 
     def make(parameters: Iterable[nn.Parameter]) -> Optimizer:
         try:
-            return kind(_groups(parameters, lr, factors or {}), **arguments)
+            made = kind(_groups(parameters, lr, factors or {}), **arguments)
         except (ValueError, TypeError, RuntimeError) as error:
             raise InputError(f"optimizer {name}: {str(error).splitlines()[0]}") from error
+        if isinstance(made, torch.optim.SGD) and arguments.get("momentum") and arguments["fused"]:
+            made.register_step_pre_hook(_late_momentum)
+        return made
 
     return make
+
+
+def _late_momentum(optimizer: Optimizer, *_: object) -> None:
+    """Start the momentum of parameters whose first gradient comes later than that of others, at 0.
+
+    The fused kernel takes a buffer for each parameter or for none, and fails where some have one.
+    """
+    for group in optimizer.param_groups:
+        moving = [each for each in group["params"] if each.grad is not None]
+        fresh = [each for each in moving if optimizer.state[each].get("momentum_buffer") is None]
+        if len(fresh) < len(moving):
+            for each in fresh:
+                optimizer.state[each]["momentum_buffer"] = torch.zeros_like(each)
 
 
 def _groups(parameters: Iterable[nn.Parameter], lr: float, factors: Mapping[nn.Parameter, float]) -> list[Any]:
