@@ -11,6 +11,9 @@ from lifelong.errors import InputError, closest
 
 T = TypeVar("T")
 
+# The greatest finite number of float32, in which networks compute.
+_LARGEST = 3.4e38
+
 
 def setting(default: Any, meaning: str, **limits: Any) -> Any:
     """Declare a dataclass field that a user may set.
@@ -101,4 +104,19 @@ def _checked(kind: type, values: Mapping[str, Any], where: str) -> dict[str, Any
         name = ".".join(str(part) for part in first["loc"] if part == first["loc"][0] or isinstance(part, int))
         reason = re.sub(r"^Value error, |^Input ", "", first["msg"])
         raise InputError(f"{where}: {name} = {first['input']!r} {reason}") from None
-    return {name: getattr(checked, name) for name in values}
+    found = {name: getattr(checked, name) for name in values}
+    _refuse_unheld(found, where)
+    return found
+
+
+def _refuse_unheld(value: Any, where: str, path: str = "") -> None:
+    """Raise `InputError` for a number, at any depth, that float32 cannot hold: not finite, or too large."""
+    if isinstance(value, float) and not abs(value) <= _LARGEST:
+        raise InputError(f"{where}: {path} = {value} should be a finite number, {_LARGEST:.1e} at most")
+    if isinstance(value, Mapping):
+        for name, each in value.items():
+            # What users write as method.strength is kept as method_settings.
+            _refuse_unheld(each, where, f"{path.removesuffix('_settings')}.{name}" if path else str(name))
+    elif isinstance(value, list | tuple):
+        for place, each in enumerate(value):
+            _refuse_unheld(each, where, f"{path}.{place}")

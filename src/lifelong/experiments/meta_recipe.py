@@ -56,7 +56,9 @@ class MetaRecipe:
     train_classes: int | None = setting(None, "classes of training tasks; all that are left by default", ge=1)
     validation_classes: int | None = setting(None, "classes of validation tasks; a fifth by default", ge=0)
     test_classes: int | None = setting(None, "classes of test tasks; all that are left by default", ge=1)
-    split_seed: int = setting(0, "draws which classes or domains are which; runs of other seeds share it", ge=0)
+    split_seed: int = setting(
+        0, "draws which classes or domains are which; runs of other seeds share it", ge=0, lt=2**63
+    )
     ways: int | None = setting(None, "classes of a task; 5 by default, and all those of domains", ge=1)
     shots: int = setting(1, "support samples a class, or points of a sinusoid", ge=1)
     queries: int = setting(1, "query samples a class, or points of a sinusoid", ge=1)
@@ -90,9 +92,9 @@ class MetaRecipe:
         "auto", "how a batch of tasks is computed; measured once by default"
     )
     tasks_at_once: int | Literal["auto"] = setting("auto", "tasks of a chunk, which bounds memory; measured by default")
-    threads: int | None = setting(None, "CPU threads, each with tasks of its own; all cores by default", ge=1)
+    threads: int | None = setting(None, "CPU threads, each with tasks of its own; all cores by default", ge=1, le=1024)
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps ...")
-    seed: int = setting(0, "of everything that is drawn", ge=0)
+    seed: int = setting(0, "of everything that is drawn", ge=0, lt=2**63)
 
     @property
     def domains(self) -> bool:

@@ -101,8 +101,10 @@ class Recipe:
     )
     precision: Literal["float32", "bf16"] = setting("float32", "arithmetic of the forward pass")
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps ...")
-    threads: int | None = setting(None, "CPU threads of a run; all cores divided among the workers by default", ge=1)
-    seed: int = setting(0, "of everything that is drawn", ge=0)
+    threads: int | None = setting(
+        None, "CPU threads of a run; all cores divided among the workers by default", ge=1, le=1024
+    )
+    seed: int = setting(0, "of everything that is drawn", ge=0, lt=2**63)
 
 
 def recipe(values: Mapping[str, Any]) -> Recipe:

@@ -28,7 +28,7 @@ class DARE(Sparsified):
     rescale_norm: Literal["expectation", "l1", "l2", "linf"] = setting(
         "expectation", "what rescaling restores: the expectation of each number, or a norm of the tensor"
     )
-    seed: int = setting(0, "of the draws", ge=0)
+    seed: int = setting(0, "of the draws", ge=0, lt=2**63)
 
     def limits(self, stack: Stack) -> list[tuple[int, int]]:
         """Return the place of each expert, and the probability in 65536ths that a number of it is kept."""

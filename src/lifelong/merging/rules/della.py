@@ -33,7 +33,7 @@ class DELLALinear(Sparsified):
 
     rescale: bool = setting(True, "make up for what was dropped")
     epsilon: float | tuple[float, ...] = setting(0.15, "p spans density - epsilon to density + epsilon", ge=0, lt=0.5)
-    seed: int = setting(0, "of the draws", ge=0)
+    seed: int = setting(0, "of the draws", ge=0, lt=2**63)
 
     def check(self, experts: int) -> None:
         super().check(experts)

@@ -26,7 +26,7 @@ class RandMix(Folding):
     spelled: ClassVar[Mapping[str, str]] = {"lambda": "scale"}
 
     scale: float = setting(1.0, "lambda, the scale of the merged task vector")
-    seed: int = setting(0, "of the draws", ge=0)
+    seed: int = setting(0, "of the draws", ge=0, lt=2**63)
 
     def fold(
         self, state: list[Array], base: Array | None, expert: Array, index: int, site: Site, known: Any = None
