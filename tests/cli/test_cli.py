@@ -239,6 +239,14 @@ def test_tune_picks_the_best_on_validation_samples(capsys: pytest.CaptureFixture
     assert len(found["trials"]) == 2
 
 
+@pytest.mark.parametrize(("grid", "says"), [("lr=1e-2,-1", "lr = -1"), ("method.capacity=20,abc", "capacity = 'abc'")])
+def test_tune_refuses_before_it_runs_anything(grid: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", *QUICK, "--method", "er", "--grid", grid]) == 2
+    shown = capsys.readouterr()
+    assert says in shown.err
+    assert len(shown.err.splitlines()) == 1
+
+
 def test_tune_holds_samples_out_for_a_row_of_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "recipe.yaml").write_text("methods: {naive: {}, ewc: {strength: 1}}\n")
     words = ["tune", str(tmp_path / "recipe.yaml"), "--row", "ewc", *QUICK, "--grid", "method.strength=1,10", "--json"]

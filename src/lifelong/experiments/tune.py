@@ -8,6 +8,7 @@ from itertools import product
 from typing import Any
 
 from lifelong.errors import DivergedError, InputError
+from lifelong.experiments import build
 from lifelong.experiments.plan import plan
 from lifelong.experiments.recipe import Recipe, recipe, record
 from lifelong.experiments.run import run
@@ -42,10 +43,12 @@ def tune(values: Mapping[str, Any], grid: Mapping[str, list[Any]], seeds: list[i
     """
     if not grid:
         raise InputError("nothing to search: give --grid SETTING=VALUE,VALUE at least once")
-    names = list(grid)
-    for combination in product(*grid.values()):
-        chosen = dict(zip(names, combination, strict=True))
-        reached = [_validation_accuracy(_with(values, {**chosen, "seed": seed})) for seed in seeds]
+    combinations = [dict(zip(grid, combination, strict=True)) for combination in product(*grid.values())]
+    planned = [(chosen, [_with(values, {**chosen, "seed": seed}) for seed in seeds]) for chosen in combinations]
+    for _, recipes in planned:
+        build.method(recipes[0])  # what is refused should not wait for others to finish
+    for chosen, recipes in planned:
+        reached = [_validation_accuracy(each) for each in recipes]
         whole = [each for each in reached if each is not None]
         yield Trial(chosen, sum(whole) / len(whole) if len(whole) == len(reached) else None)
 
