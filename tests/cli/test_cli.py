@@ -14,6 +14,7 @@ import pytest
 
 from lifelong.cli import COMMANDS, main
 from lifelong.training import checkpoint
+from lifelong.yaml_file import read_yaml
 
 QUICK = ["--tasks", "2", "--train-samples", "64", "--model.hidden", "8", "--threads", "1"]
 
@@ -81,11 +82,68 @@ def test_wrong_input_gets_one_line(
         ("methods: {naive: {expected: 3}}\n", "must map measures to [low, high]"),
         ("metods: {ewc: {}}\n", "no setting 'metods'"),
         ("experiments: 3\n", "experiments must be a mapping"),
+        ("tasks: 3\nseeds: 1\ntasks: 4\n", "line 3: tasks stands twice"),
+        ("methods:\n  er: {capacity: 20}\n  er: {capacity: 50}\n", "line 3: er stands twice"),
+        ("method: er\ntasks: 2\n", "method = 'er' is of a single run"),
+        ("methods: {}\n", "nothing to run"),
+        ("seeds: [1, 0, 1]\n", "seeds = [1, 0, 1] has one of them twice"),
     ],
 )
 def test_a_wrong_recipe_gets_one_line(text: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "recipe.yaml").write_text(text)
     assert says in refused(capsys, "compare", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "out"))
+
+
+def test_a_recipe_may_name_a_mapping_again(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("a: &a {b: [{c: 1}, {c: 2}]}\nd: *a\ne: {b: 1}\n")
+    inner = {"b": [{"c": 1}, {"c": 2}]}
+    assert read_yaml(tmp_path / "recipe.yaml") == {"a": inner, "d": inner, "e": {"b": 1}}
+
+
+def test_a_run_that_was_refused_leaves_its_folder_to_the_next(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["run", *QUICK, "--stream", "split", "--method", "er", "--out", str(tmp_path / "out"), "--method.capacity"]
+    assert "fewer than the 10 classes" in refused(capsys, *words, "5")
+    assert not (tmp_path / "out").exists()
+    assert main([*words, "50"]) == 0
+
+
+def test_a_network_larger_than_memory_gets_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # 64 pixels to 1e13 units in float32 are 2.6 petabytes, more than an address space has.
+    said = refused(capsys, "run", *QUICK, "--model.hidden", "10000000000000", "--out", str(tmp_path / "out"))
+    assert "not enough memory" in said
+
+
+def test_a_module_that_is_not_python_gets_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "not_python.py").write_text("def net(:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    said = refused(capsys, "run", *QUICK[:4], "--model", "not_python:net", "--out", str(tmp_path / "out"))
+    assert "'not_python:net' cannot be imported: invalid syntax" in said
+
+
+@pytest.mark.parametrize(
+    ("argv", "advice"),
+    [
+        (["run", "--out", "my run"], "; what is done is kept, go on with: lifelong run --out 'my run' --resume"),
+        (["compare", "--out", "x"], "; what is done is kept, go on with: lifelong compare --out x"),
+        (["meta", "train", "--resume"], "; what is done is kept, go on with: lifelong meta train --resume"),
+        (["meta", "test", "x"], ""),
+        (["report", "x"], ""),
+        (["tune"], ""),
+    ],
+)
+def test_an_interrupt_says_how_to_go_on(
+    argv: list[str], advice: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lifelong.cli._dispatch", interrupted)
+    assert main(argv) == 130
+    assert capsys.readouterr().err == f"lifelong: interrupted{advice}\n"
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -215,6 +215,19 @@ def test_wrong_tensors(inputs: torch.Tensor, targets: torch.Tensor, says: str) -
     assert says in str(error.value)
 
 
+def test_arrays_are_taken_as_tensors_are() -> None:
+    torch.manual_seed(0)
+    inputs, targets = torch.rand(6, 2), torch.arange(6) % 2
+    ours = from_tensors((inputs, targets), (inputs, targets))
+    arrays: Any = (inputs.numpy(), targets.numpy())
+    theirs = from_tensors(arrays, arrays)
+    assert torch.equal(theirs.train.inputs, inputs)
+    assert theirs.fingerprint == ours.fingerprint
+    wrong: Any = (np.array(["a", "b"]), targets)
+    with pytest.raises(InputError, match="train samples are no tensors, nor arrays of numbers"):
+        from_tensors(wrong, wrong)
+
+
 def made() -> Dataset:
     return from_tensors((torch.eye(3), torch.arange(3)), (torch.eye(3), torch.arange(3)))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -328,3 +330,13 @@ def test_cropping_shifts_and_flipping_mirrors_each_image_on_its_own() -> None:
 def test_without_anything_to_do_augmentation_leaves_images_alone() -> None:
     images = torch.randint(0, 256, (3, 1, 4, 4), dtype=torch.uint8)
     assert torch.equal(Augment()(images), images)
+
+
+def test_a_scenario_may_be_its_name() -> None:
+    inputs, targets = torch.rand(40, 3), torch.arange(40) % 4
+    data = from_tensors((inputs, targets), (inputs, targets))
+    named: Any = "task"
+    assert split(data, tasks=2, scenario=named).scenario is Scenario.TASK
+    wrong: Any = "tsk"
+    with pytest.raises(InputError, match="unknown scenario 'tsk', did you mean 'task'"):
+        split(data, tasks=2, scenario=wrong)

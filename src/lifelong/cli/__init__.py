@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shlex
 import signal
 import sys
 from argparse import Namespace
@@ -24,6 +25,9 @@ COMMANDS = {
     "advise": "which method suits what is given, and why",
     "list": "show the streams, methods, models, data sets and optimisers that there are",
 }
+
+# What goes on where it was interrupted, besides `meta train`.
+_RESUMED = ("run", "compare", "merge")
 
 _HELP = f"""usage: lifelong COMMAND [options]
 
@@ -54,13 +58,26 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
         return _fail(f"{error.strerror or error}{where}")
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        return _fail(f"there is not enough memory for this ({' '.join(str(error).split())}): ask for something smaller")
     except KeyboardInterrupt:
-        again = "" if argv[0] == "compare" or "--resume" in argv else " --resume"
-        print(
-            f"lifelong: interrupted; what is done is kept, go on with: lifelong {' '.join(argv)}{again}",
-            file=sys.stderr,
-        )
+        print(f"lifelong: interrupted{_go_on(argv)}", file=sys.stderr)
         return 130
+
+
+def _out_of_memory(error: Exception) -> bool:
+    # PyTorch has a type of its own for CUDA alone.
+    return isinstance(error, MemoryError) or any(words in str(error) for words in ("allocate memory", "out of memory"))
+
+
+def _go_on(argv: list[str]) -> str:
+    """Return how to go on after an interrupt, where something was kept."""
+    if argv[0] not in _RESUMED and argv[:2] != ["meta", "train"]:
+        return ""
+    again = "" if argv[0] == "compare" or "--resume" in argv else " --resume"
+    return f"; what is done is kept, go on with: lifelong {shlex.join(argv)}{again}"
 
 
 def _dispatch(argv: list[str]) -> int:

@@ -60,6 +60,7 @@ def from_tensors(
 
     Args:
         train: `(inputs, targets)`: `[samples, ...]` uint8 (0..255), floating point or int64; `[samples]` integers.
+            Arrays of numpy will do.
         test: the same for test samples.
         name: what tables call it.
         classes: names of the labels; by default the numbers up to the greatest training target.
@@ -117,6 +118,10 @@ def divided(inputs: Tensor, targets: Tensor) -> tuple[Samples, Samples]:
 
 
 def _checked(name: str, part: str, inputs: Tensor, targets: Tensor) -> Samples:
+    try:
+        inputs, targets = torch.as_tensor(inputs), torch.as_tensor(targets)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name}: {part} samples are no tensors, nor arrays of numbers ({error})") from None
     if len(inputs) == 0:
         raise InputError(f"{name}: {part} has no samples")
     if len(inputs) != len(targets) or targets.ndim != 1:

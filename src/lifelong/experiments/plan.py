@@ -91,7 +91,9 @@ def _experiment(name: str | None, values: Mapping[str, Any]) -> list[Planned]:
     if shared.get("method_settings"):
         setting = next(iter(shared["method_settings"]))
         raise InputError(f"method.{setting} is of no method in a comparison: say methods.ROW.{setting}")
-    rows = _rows(values.get("methods") or ["naive"])
+    if shared.get("method") is not None:
+        raise InputError(f"method = {shared['method']!r} is of a single run: a comparison names its rows in methods")
+    rows = _rows(values.get("methods", ["naive"]))
     for each in (*rows, *([] if name is None else [name])):
         # Each names a folder of the comparison's, and must not lead out of it.
         if each in ("", ".", "..") or "/" in each or "\\" in each:
@@ -150,6 +152,8 @@ def _seeds(seeds: Any) -> list[int]:
     if isinstance(seeds, int) and not isinstance(seeds, bool) and seeds > 0:
         return list(range(seeds))
     if isinstance(seeds, list) and seeds and all(isinstance(seed, int) and seed >= 0 for seed in seeds):
+        if len(set(seeds)) < len(seeds):
+            raise InputError(f"seeds = {seeds!r} has one of them twice, which would be the same run")
         return seeds
     raise InputError(f"seeds = {seeds!r} must be how many (3) or a list of them ([0, 1, 2])")
 

@@ -157,10 +157,11 @@ def claimed(out: Path, ours: dict[str, Any], differences: Differences, resume: b
             try:
                 yield
             except InputError:
-                # Refused before anything was begun: the recipe that is put right may have the folder.
-                if {each.name for each in out.iterdir()} <= {"recipe.json", ".lock"}:
-                    (out / "recipe.json").unlink(missing_ok=True)
-                    (out / ".lock").unlink(missing_ok=True)
+                # Refused before there was a checkpoint: the recipe that is put right may have the folder.
+                names = ("recipe.json", "events.jsonl", ".lock")
+                if {each.name for each in out.iterdir()} <= set(names):
+                    for name in names:
+                        (out / name).unlink(missing_ok=True)
                     out.rmdir()
                 raise
     except filelock.Timeout:

@@ -114,7 +114,7 @@ def _imported(name: str) -> nn.Module:
     module_name, _, function_name = name.partition(":")
     try:
         made = getattr(importlib.import_module(module_name), function_name)()
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError, SyntaxError) as error:
         raise InputError(f"model {name!r} cannot be imported: {error}") from error
     if not isinstance(made, nn.Module):
         raise InputError(f"model {name!r} returned a {type(made).__name__}, and a torch.nn.Module is needed")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lifelong import randomness
 from lifelong.data import Samples
-from lifelong.errors import InputError
+from lifelong.errors import InputError, unknown
 from lifelong.streams.task import Arrange, Scenario, Split, Stream, Task
 
 
@@ -60,6 +60,9 @@ def assemble(name: str, data: str, scenario: Scenario, parts: Sequence[Part], cu
     Raises:
         InputError: parts that do not fit the scenario, an empty task, or a validation share that leaves nothing.
     """
+    if scenario not in list(Scenario):
+        raise unknown("scenario", scenario, [each.value for each in Scenario])
+    scenario = Scenario(scenario)
     _check_scenario(scenario, parts)
     mean, std = _statistics(parts[0]) if cut.standardize else (None, None)
     tasks: list[Task] = []
