@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,10 +64,10 @@ class Watch(Method):
         self.on_step(learner)
 
 
-def trained(
-    settings: dict[str, Any], *, on_loss: Any = None, on_step: Any = None, double: bool = False
-) -> tuple[Method, Learner, Stream]:
-    """A method that has learned the stream, watched."""
+def begun(
+    settings: dict[str, Any], *, on_loss: Any = None, on_step: Any = None
+) -> tuple[Any, Learner, Stream, Iterator[loop.Event]]:
+    """A method at the start of the stream, watched, and the events of its training, which are to be run through."""
     made = recipe(settings)
     stream, method = build.stream(made), build.method(made)
     learner = build.learner(made, stream)
@@ -78,7 +78,13 @@ def trained(
         watch.on_step = on_step
     # What stands alone is not chained with what watches it either.
     chain = method if method.alone else Chain({"it": method, "watch": watch})
-    for _ in loop.train(learner, chain, stream, build.schedule(made)):
+    return method, learner, stream, loop.train(learner, chain, stream, build.schedule(made))
+
+
+def trained(settings: dict[str, Any], *, on_loss: Any = None, on_step: Any = None) -> tuple[Method, Learner, Stream]:
+    """A method that has learned the stream, watched."""
+    method, learner, stream, events = begun(settings, on_loss=on_loss, on_step=on_step)
+    for _ in events:
         pass
     return method, learner, stream
 
@@ -149,7 +155,7 @@ def test_gem_steps_raise_the_loss_of_no_memory(scenario: str) -> None:
     least: list[float] = []
 
     def watched(learner: Learner) -> None:
-        old = learner_memories(learner)
+        old = method.old or []
         if old:
             live = {name: each.grad for name, each in learner.params.items() if each.grad is not None}
             past = gradients.over_each(learner, live, old)
@@ -157,18 +163,9 @@ def test_gem_steps_raise_the_loss_of_no_memory(scenario: str) -> None:
             scale = sum(past[name].flatten(1).square().sum(1) for name in live).sqrt()
             least.append(float((inner / scale).min()))
 
-    holder: dict[str, Any] = {}
-
-    def learner_memories(learner: Learner) -> list[Batch]:
-        return holder["method"].old or []
-
-    made = recipe(values("gem", scenario, method_settings={"memories": 20, "margin": 0.0}, lr=0.01))
-    stream, method = build.stream(made), build.method(made)
-    holder["method"] = method
-    learner = build.learner(made, stream)
-    watch = Watch()
-    watch.on_step = watched
-    for _ in loop.train(learner, Chain({"gem": method, "watch": watch}), stream, build.schedule(made)):
+    settings = {"memories": 20, "margin": 0.0}
+    method, _, _, events = begun(values("gem", scenario, method_settings=settings, lr=0.01), on_step=watched)
+    for _ in events:
         pass
     assert len(least) == 16
     assert min(least) > -1e-4
@@ -342,11 +339,8 @@ def test_der_is_the_distance_to_the_logits_of_when_samples_were_kept(
             given.setdefault(row.numpy().tobytes(), []).append(answer[answer.isfinite()].clone())
 
     settings = {"alpha": 0.3, "beta": beta, "one_draw": one_draw, "replay_batch": 6, "capacity": 500}
-    made = recipe(values("der", scenario, method_settings=settings, steps=9))
-    stream, method = build.stream(made), build.method(made)
-    learner, watch = build.learner(made, stream), Watch()
-    watch.on_loss = check
-    for _ in loop.train(learner, Chain({"d": method, "w": watch}), stream, build.schedule(made)):
+    method, _, stream, events = begun(values("der", scenario, method_settings=settings, steps=9), on_loss=check)
+    for _ in events:
         pass
     assert checked == 26
     # Later training has left what is stored as it was.
@@ -506,19 +500,15 @@ def test_icarl_keeps_the_exemplars_that_herding_took_first() -> None:
 
     def snapshot(learner: Learner) -> None:
         if learner.clock.step == 0:
-            memory = holder["method"].memory
+            memory = method.memory
             rows = memory.rows(torch.arange(len(memory)))
             if not rows:
                 kept.append([])
                 return
             kept.append([each.numpy().tobytes() for each in rows["inputs"][rows["targets"] == 0]])
 
-    holder: dict[str, Any] = {}
-    made = recipe(values("icarl", method_settings={"capacity": 30}))
-    stream, holder["method"] = build.stream(made), build.method(made)
-    learner, watch = build.learner(made, stream), Watch()
-    watch.on_step = snapshot
-    for _ in loop.train(learner, Chain({"i": holder["method"], "w": watch}), stream, build.schedule(made)):
+    method, _, _, events = begun(values("icarl", method_settings={"capacity": 30}), on_step=snapshot)
+    for _ in events:
         pass
     assert [len(each) for each in kept] == [0, 7, 4]
     assert kept[2] == kept[1][:4]
@@ -578,14 +568,9 @@ def test_binary_distillation_has_the_old_network_say_what_is_right_for_old_class
         expected = -(goal * p.log() + (1 - goal) * (1 - p).log()).sum(1).mean()
         torch.testing.assert_close(loss, expected)
 
-    def keep(learner: Learner) -> None:
-        return None
-
-    made = recipe(values(method, method_settings={"temperature": temperature} if method == "icarl" else {}))
-    stream, built = build.stream(made), build.method(made)
-    learner, watch = build.learner(made, stream), Watch()
-    watch.on_loss, watch.on_step = check, keep
-    for event in loop.train(learner, Chain({"m": built, "w": watch}), stream, build.schedule(made)):
+    settings = {"temperature": temperature} if method == "icarl" else {}
+    _, learner, _, events = begun(values(method, method_settings=settings), on_loss=check)
+    for event in events:
         if isinstance(event, loop.TaskDone):
             old["next"] = copy.deepcopy(learner.model)
 
@@ -649,11 +634,9 @@ def test_bic_fits_its_correction_on_samples_that_it_never_learns_from() -> None:
         rows = buffer.rows(torch.arange(len(buffer)))["inputs"]
         return {row.numpy().tobytes() for row in stream.tasks[0].train.scaled(rows)}
 
-    made = recipe(values("bic", method_settings={"capacity": 60, "held_out": 0.3}, steps=None, epochs=1))
-    stream, method = build.stream(made), build.method(made)
-    learner, watch = build.learner(made, stream), Watch()
-    watch.on_loss = watched
-    for event in loop.train(learner, Chain({"bic": method, "watch": watch}), stream, build.schedule(made)):
+    settings = {"capacity": 60, "held_out": 0.3}
+    method, _, stream, events = begun(values("bic", method_settings=settings, steps=None, epochs=1), on_loss=watched)
+    for event in events:
         if isinstance(event, loop.TaskDone):
             aside[len(aside)] = images(method.aside)
     # 60 samples are 6 of each of ten classes, of which two are set aside.
@@ -680,11 +663,9 @@ def test_bic_distils_by_the_share_of_old_classes(temperature: float) -> None:
         divergence = (p * (p / q).log()).sum(1).mean()
         torch.testing.assert_close(loss, terms[0] * F.cross_entropy(logits, batch.targets) + terms[1] * divergence)
 
-    made = recipe(values("bic", method_settings={"capacity": 60, "temperature": temperature}))
-    stream, method = build.stream(made), build.method(made)
-    learner, watch = build.learner(made, stream), Watch()
-    watch.on_loss = check
-    for _ in loop.train(learner, Chain({"bic": method, "watch": watch}), stream, build.schedule(made)):
+    settings = {"capacity": 60, "temperature": temperature}
+    method, _, _, events = begun(values("bic", method_settings=settings), on_loss=check)
+    for _ in events:
         pass
     assert checked == 16
 
