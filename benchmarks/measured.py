@@ -61,6 +61,7 @@ def _row(runs: list[dict[str, Any]], naive: dict[int, float]) -> dict[str, Any]:
         "seeds": len(runs),
         "time": round(median(_seconds(run) / naive[run["seed"]] for run in runs), 2),
         "bytes": runs[0]["memory"]["method_bytes"],
+        "stored_bytes": runs[0]["memory"]["stored_bytes"],
     }
 
 

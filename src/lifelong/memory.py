@@ -33,6 +33,11 @@ class Buffer:
     def __len__(self) -> int:
         return len(self.groups)
 
+    @property
+    def nbytes(self) -> int:
+        """Size of what is kept of the samples, rows that are still free included."""
+        return sum(column.nbytes for column in self.columns.values())
+
     def rows(self, indices: Tensor) -> Columns:
         """Return the samples at `indices`, `[n]` int64, column by column."""
         return {name: column.index_select(0, indices.to(column.device)) for name, column in self.columns.items()}

@@ -206,7 +206,7 @@ def test_json_is_one_document_with_the_promised_fields(tmp_path: Path, capsys: p
     )
     assert set(fields.split()) <= set(result)
     assert set(result["seconds"]) == {"train", "consolidate", "evaluate", "total"}
-    assert set(result["memory"]) == {"model_bytes", "method_bytes", "stored_samples", "peak_rss_bytes"}
+    assert set(result["memory"]) == {"model_bytes", "method_bytes", "stored_samples", "stored_bytes", "peak_rss_bytes"}
     assert len(result["accuracy"]) == 3
     assert result == json.loads((tmp_path / "out" / "result.json").read_text())
     assert main(["report", str(tmp_path / "out")]) == 0

@@ -75,7 +75,7 @@ def measured() -> dict[str, Any]:
 
 def _advice(name: str, kind: type[Method], given: Constraints, table: Mapping[str, Any]) -> Advice:
     row = table["scenarios"][given.scenario].get(name, {})
-    size = _megabytes(kind, row, given, table["network_megabytes"])
+    size = _megabytes(row, given, table["network_megabytes"])
     against = [*_rules(kind, given), *_limits(row.get("time"), size, given)]
     reasons = tuple(against or _praise(name, kind, given))
     return Advice(name, not against, reasons, row.get("accuracy"), row.get("interval"), row.get("time"), size)
@@ -114,9 +114,10 @@ def _praise(name: str, kind: type[Method], given: Constraints) -> list[str]:
     return found
 
 
-def _megabytes(kind: type[Method], row: Mapping[str, Any], given: Constraints, reference: float) -> float | None:
-    """Return the measured size, scaled to the given network unless it is that of a buffer."""
+def _megabytes(row: Mapping[str, Any], given: Constraints, reference: float) -> float | None:
+    """Return the measured size; what is no sample of old tasks grows with the network."""
     if "bytes" not in row:
         return None
-    size: float = row["bytes"] / 1e6
-    return size if kind.keeps_samples or given.network is None else size * given.network / reference
+    scale = 1.0 if given.network is None else given.network / reference
+    of_samples, of_network = row["stored_bytes"], row["bytes"] - row["stored_bytes"]
+    return float(of_samples + of_network * scale) / 1e6

@@ -356,7 +356,7 @@ def _finish(running: Run) -> dict[str, Any]:
     tally.peak_rss_bytes = max(tally.peak_rss_bytes, memory.peak_bytes())
     weights = [len(task.test) for task in stream.tasks] if stream.scenario is Scenario.CLASS else None
     model = running.method.weights(running.learner)
-    kept = max(state.stored_samples(running.method), tally.old_samples)
+    stored = _stored(running)
     result = {
         "recipe": record(recipe),
         "experiment": None,
@@ -377,11 +377,12 @@ def _finish(running: Run) -> dict[str, Any]:
         "predict_samples_per_second": tally.test_samples / max(tally.seconds.evaluate, 1e-9),
         "memory": {
             "model_bytes": sum(tensor.numel() * tensor.element_size() for tensor in model.values()),
-            "method_bytes": state.method_bytes(running.method),
-            "stored_samples": kept,
+            "method_bytes": state.method_bytes(running.method) + stored.outside,
+            "stored_samples": stored.samples,
+            "stored_bytes": stored.inside + stored.outside,
             "peak_rss_bytes": tally.peak_rss_bytes,
         },
-        "needs_old_data": kept > 0,
+        "needs_old_data": stored.samples > 0,
         "needs_task_id": needs_task_id(running.learner, running.method, stream.tasks),
         "parameters": tree.size(tree.parameters(running.learner.model)),
         "device": str(running.learner.device),
@@ -394,6 +395,24 @@ def _finish(running: Run) -> dict[str, Any]:
         files.write_file(running.folder / "model.safetensors", save(whole))
         files.write_json(running.folder / "result.json", result)
     return result
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """How many samples of old tasks a run needs, and their bytes inside and outside of the method."""
+
+    samples: int
+    inside: int
+    outside: int
+
+
+def _stored(running: Run) -> _Stored:
+    buffers = list(state.buffers(running.method))
+    held = sum(map(len, buffers))
+    # Joint training reads old tasks whole, which no buffer of the method holds.
+    read = max(0, running.tally.old_samples - held)
+    split = running.stream.tasks[0].train
+    return _Stored(held + read, sum(each.nbytes for each in buffers), read * split.nbytes // len(split))
 
 
 def _settings(method: Method) -> dict[str, Any]:

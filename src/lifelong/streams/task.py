@@ -43,6 +43,11 @@ class Split:
     def __len__(self) -> int:
         return len(self.targets)
 
+    @property
+    def nbytes(self) -> int:
+        """Size of the samples and their labels."""
+        return self.inputs.nbytes + self.targets.nbytes
+
     def take(self, indices: Tensor) -> Split:
         """Return the samples at `indices`, `[n]` int64."""
         tasks = None if self.tasks is None else self.tasks[indices]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -81,15 +82,16 @@ def method_bytes(method: Method) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
-def stored_samples(value: Any) -> int:
-    """Return how many samples the buffers within `value`, a method or a part of its state, hold."""
+def buffers(value: Any) -> Iterator[Buffer]:
+    """Yield the buffers of samples within `value`, a method or a part of its state."""
     if isinstance(value, Buffer):
-        return len(value)
-    if isinstance(value, dict):
-        return sum(map(stored_samples, value.values()))
-    if dataclasses.is_dataclass(value):
-        return sum(stored_samples(getattr(value, field.name)) for field in dataclasses.fields(value))
-    return 0
+        yield value
+    elif isinstance(value, dict):
+        for each in value.values():
+            yield from buffers(each)
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from buffers(getattr(value, field.name))
 
 
 def save_learner(learner: Learner, tensors: Tensors) -> dict[str, Any]:
