@@ -247,6 +247,22 @@ def test_one_diverging_method_does_not_take_the_others_along(
     assert "wild seed 0: the loss is" in shown.err
 
 
+def test_what_finished_before_a_refused_run_can_be_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "recipe.yaml").write_text("methods: {naive: {}, packnet: {prune: 0}}\nscenario: task\n")
+    out = tmp_path / "out"
+    assert main(["compare", str(tmp_path / "recipe.yaml"), *QUICK, "--out", str(out)]) == 2
+    assert "prune = 0 leaves 0 of" in capsys.readouterr().err.splitlines()[-1]
+    assert main(["report", str(out), "--json"]) == 0
+    assert [each["label"] for each in json.loads(capsys.readouterr().out)] == ["naive"]
+
+
+@pytest.mark.parametrize("name", ["page.pdf", "page", "page.json"])
+def test_a_report_is_a_page_or_markdown(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(capsys, "report", str(tmp_path), "--output", str(tmp_path / name))
+    assert said.endswith("the page is FILE.html, or FILE.md for the tables of runs")
+    assert not (tmp_path / name).exists()
+
+
 def test_options_override_the_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "recipe.yaml").write_text("method: {name: ewc, strength: 1}\nepochs: 7\n")
     words = ["run", str(tmp_path / "recipe.yaml"), *QUICK, "--epochs", "1", "--method.strength", "3"]
@@ -311,6 +327,8 @@ def test_tune_holds_samples_out_for_a_row_of_a_recipe(tmp_path: Path, capsys: py
     assert main(words) == 0
     found = json.loads(capsys.readouterr().out)
     assert [trial["settings"] for trial in found["trials"]] == [{"method.strength": 1}, {"method.strength": 10}]
+    words[words.index("ewc")] = "ew"
+    assert "no row 'ew', did you mean 'ewc'? rows are naive, ewc" in refused(capsys, *words)
 
 
 @pytest.mark.parametrize("command", list(COMMANDS))
@@ -406,6 +424,16 @@ def test_tensorboard_gets_the_accuracies(tmp_path: Path) -> None:
         (["compare", "--experiments", "first"], "no experiment 'first'"),
         (["compare", "--methods", "ewc", "--method.strength", "3"], "say methods.ROW.strength"),
         (["compare", "--track", "tensorbord"], "did you mean 'tensorboard'?"),
+        (
+            ["run", "--stream", "split", "--angles", "0,45"],
+            "angles is a setting of stream rotated, and stream is split",
+        ),
+        (["run", "--shuffle-classes"], "shuffle_classes is a setting of stream split and blurry"),
+        (["run", "--unseen", "digits"], "unseen is a setting of stream domains"),
+        (["run", "--crop", "8"], "crop = 8 shifts images of 8 x 8 pixels out of sight: take 7 at most"),
+        (["run", "--method", "der+si", "--method.strength", "3"], "under the names of its parts: si.strength"),
+        (["run", "--method", "er+ewc", "--method.x", "3"], "none has 'x', and theirs are said like er."),
+        (["compare", "--methods", "naive", "--device", "cuda:7"], "device 'cuda:7' is not to be had here"),
         (["run", "--stream", "blurry", "--blur", "1.5"], "blur = '1.5'"),
         (["run", "--stream", "blurry", "--tasks", "1"], "needs at least 2, not tasks = 1"),
         (["run", "--stream", "blurry", "--scenario", "task"], "stream blurry cannot do scenario task"),

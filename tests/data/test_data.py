@@ -120,6 +120,7 @@ def test_tables(tmp_path: Path, ending: str) -> None:
     ("change", "target", "says"),
     [
         ({"note": ["good"] * 4}, "kind", "column 'note' holds text"),
+        ({"a": [1.0, 2.0, "twelve", 3.0]}, "kind", "rows.csv, row 2: column 'a' holds 'twelve' among numbers"),
         ({"a": [1.0, None, 2.0, 3.0]}, "kind", "column 'a' lacks 1 of its 4 values"),
         ({}, "kidn", "did you mean 'kind'?"),
         ({}, None, "no label column"),
@@ -131,6 +132,12 @@ def test_wrong_tables(tmp_path: Path, change: dict[str, list[object]], target: s
     with pytest.raises(InputError) as error:
         load(str(tmp_path / "rows.csv"), target=target)
     assert says in str(error.value)
+
+
+def test_a_table_without_rows_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("a,b,label\n")
+    with pytest.raises(InputError, match=r"rows\.csv has no rows$"):
+        load(str(tmp_path / "rows.csv"))
 
 
 def test_a_label_that_training_lacks(tmp_path: Path) -> None:
@@ -333,7 +340,7 @@ def test_a_damaged_picture_is_named(tmp_path: Path) -> None:
         ([{"label": 1}, {"label": 0}], "nothing to learn from"),
         ([{"a": 1, "label": "x"}, {"a": 2, "label": None}], "column 'label' lacks 1 of its 2 values"),
         ([{"a": [1], "label": 1}, {"a": [2], "label": 0}], "column 'a' holds text"),
-        ([], "no label column"),
+        ([], "has no rows"),
     ],
 )
 def test_wrong_rows(rows: list[dict[str, object]], says: str, tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ def configure(parser: Parser) -> None:
 def main(arguments: Namespace) -> int:
     """Draw; returns the exit status."""
     folder = Path(arguments.folder)
+    if arguments.output and Path(arguments.output).suffix.lower() not in (".html", ".htm", ".md"):
+        raise InputError(f"--output {arguments.output}: the page is FILE.html, or FILE.md for the tables of runs")
     out = Path(arguments.output) if arguments.output else folder / "report.html"
     if (folder / "report.json").is_file():
         return _again(folder / "report.json", out, arguments.json)

@@ -73,6 +73,8 @@ def text_column(path: Path, target: str | None, wanted: str | None) -> str | Non
     columns = list(table.columns)
     label = _target(path, columns, target)
     texts = [each for each in columns if each != label and pandas.api.types.is_string_dtype(table[each].dropna())]
+    for each in texts:
+        _refuse_stray_words(path, table, each)
     return choose_text_column(columns, texts, wanted, f"table {path}")
 
 
@@ -95,15 +97,20 @@ def read_text(found: tuple[Path, Path | None], name: str, target: str | None, re
 
 
 def read_table(path: Path) -> Any:
-    """Return the rows of the CSV, JSONL or Parquet file at `path`."""
+    """Return the rows of the CSV, JSONL or Parquet file at `path`, of which there is at least one."""
     import pandas
 
+    kind = path.suffix.lower()
     try:
-        if path.suffix.lower() == ".csv":
-            return pandas.read_csv(path)
-        return pandas.read_parquet(path) if path.suffix.lower() == ".parquet" else pandas.read_json(path, lines=True)
+        if kind == ".csv":
+            table = pandas.read_csv(path)
+        else:
+            table = pandas.read_parquet(path) if kind == ".parquet" else pandas.read_json(path, lines=True)
     except (ValueError, OSError) as error:
         raise InputError(f"table {path} cannot be read: {str(error).splitlines()[0]}") from error
+    if table.empty:
+        raise InputError(f"table {path} has no rows")
+    return table
 
 
 def _target(path: Path, columns: list[str], target: str | None) -> str:
@@ -132,12 +139,24 @@ def _samples(path: Path, table: Any, features: list[str], column: str, classes: 
     _check_columns(path, table, (*features, column))
     for each in features:
         if not pandas.api.types.is_numeric_dtype(table[each]):
+            _refuse_stray_words(path, table, each)
             raise InputError(
                 f"table {path}: column {each!r} holds text, and features must be numbers: drop or encode it"
             )
     _check_values(path, table, (*features, column))
     inputs = np.array(table[features], dtype=np.float32)  # a copy: pandas may hand out memory that is read-only
     return Samples(torch.from_numpy(inputs), _labels(table, column, classes))
+
+
+def _refuse_stray_words(path: Path, table: Any, column: str) -> None:
+    """Raise `InputError` for a column of numbers, but for less than half of its cells."""
+    import pandas
+
+    cells = table[column].dropna()
+    stray = cells[pandas.to_numeric(cells, errors="coerce").isna()]
+    if 2 * len(stray) < len(cells):
+        row, word = next(stray.items())
+        raise InputError(f"table {path}, row {row}: column {column!r} holds {word!r} among numbers: mend or drop it")
 
 
 def _texts(path: Path, table: Any, reading: Reading, column: str, classes: tuple[str, ...]) -> Samples:

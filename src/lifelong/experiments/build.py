@@ -134,6 +134,11 @@ def learner(recipe: Recipe, stream: Stream, module: torch.nn.Module | None = Non
     factors = {} if chosen is None or chosen.learn == "head" else _prepared(trunk, chosen, recipe.seed)
     if (recipe.flip or recipe.crop) and len(shape) != 3:
         raise InputError(f"flip and crop are for images [channels, height, width], and the data has {shape}")
+    if recipe.crop and recipe.crop >= min(shape[1:]):
+        raise InputError(
+            f"crop = {recipe.crop} shifts images of {shape[1]} x {shape[2]} pixels out of sight: "
+            f"take {min(shape[1:]) - 1} at most"
+        )
     split = stream.tasks[0].train
     sample = split.scaled(torch.zeros(2, *shape, dtype=split.inputs.dtype))
     classes = tuple(len(task.classes) for task in stream.tasks)

@@ -40,18 +40,24 @@ def compare(
         InputError: a folder that holds something else, runs of another recipe, or a method that cannot do its run.
     """
     for run in planned:
-        build.method(run.recipe)  # a method that is refused should not wait for others to finish
+        # What is refused should not wait for others to finish.
+        build.method(run.recipe)
+        build.device(run.recipe.device)
     _claim(planned, out)
     cores = os.cpu_count() or 1
     share = [
         run if run.recipe.threads else dataclasses.replace(run, recipe=_with_threads(run, max(1, cores // workers)))
         for run in planned
     ]
-    if workers == 1:
-        yield from _one_by_one(share, out, checkpoint_every)
-    else:
-        yield from _spread(share, out, workers, checkpoint_every)
-    files.write_json(out / "results.json", gather(planned, out))
+    try:
+        if workers == 1:
+            yield from _one_by_one(share, out, checkpoint_every)
+        else:
+            yield from _spread(share, out, workers, checkpoint_every)
+    finally:
+        # Whatever ends a comparison, what was finished can be reported.
+        if out.is_dir():
+            files.write_json(out / "results.json", gather(planned, out))
 
 
 def gather(planned: Sequence[Planned], out: Path) -> list[dict[str, Any]]:

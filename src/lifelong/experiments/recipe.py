@@ -22,6 +22,16 @@ NESTED = {
     "optimizer": "optimizer_settings",
 }
 
+# Settings that only some kinds of stream have.
+_OF_STREAMS = {
+    "unseen": ("domains",),
+    "first_unpermuted": ("permuted",),
+    "angles": ("rotated",),
+    "classes_per_task": ("split", "blurry"),
+    "shuffle_classes": ("split", "blurry"),
+    "blur": ("blurry",),
+}
+
 ScenarioName = Literal["task", "domain", "class"]
 
 
@@ -182,8 +192,9 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]
 
 
 def _check(made: Recipe) -> None:
-    if made.unseen is not None and made.stream != "domains":
-        raise InputError(f"unseen names data sets, which a stream of domains has, and stream is {made.stream}")
+    for name, kinds in _OF_STREAMS.items():
+        if made.stream not in kinds and getattr(made, name) != settings.default_of(_field(name)):
+            raise InputError(f"{name} is a setting of stream {' and '.join(kinds)}, and stream is {made.stream}")
     if made.early_stopping is not None and made.validation == 0:
         raise InputError("early_stopping watches validation accuracy: set validation, for instance to 0.1")
     if made.evaluate_on == "validation" and made.validation == 0:

@@ -56,7 +56,7 @@ class Run:
     """All that is at work in one run.
 
     Args:
-        recipe: what makes it.
+        recipe: what makes it, and `recorded` what is written down of it.
         stream, learner, method: what the recipe names.
         stopping: the early stop, or None.
         tally: what is counted as it goes.
@@ -64,6 +64,7 @@ class Run:
     """
 
     recipe: Recipe
+    recorded: dict[str, Any]
     stream: Stream
     learner: Learner
     method: Method
@@ -135,7 +136,7 @@ def events(
     if out is None:
         yield from _events(_prepare(recipe, None, stream, model), Every())
         return
-    with claimed(out, record(recipe), differences, resume):
+    with claimed(out, _recorded(recipe, stream), differences, resume):
         yield from _in_folder(recipe, out, checkpoint_every or Every(), stream, model)
 
 
@@ -226,7 +227,12 @@ def _prepare(recipe: Recipe, out: Path | None, stream: Stream | None, model: nn.
     learner = build.learner(recipe, tasks, model)
     stopping = None if recipe.early_stopping is None else EarlyStopping(recipe.early_stopping)
     memory.reset_peak()
-    return Run(recipe, tasks, learner, method, stopping, Tally(), out)
+    return Run(recipe, _recorded(recipe, stream), tasks, learner, method, stopping, Tally(), out)
+
+
+def _recorded(recipe: Recipe, stream: Stream | None) -> dict[str, Any]:
+    """Return `recipe` as it is written down, under the names of a `stream` that was learned instead of its own."""
+    return record(recipe) | ({} if stream is None else {"stream": stream.name, "data": stream.data})
 
 
 def _events(running: Run, every: Every) -> Iterator[RunEvent]:
@@ -358,7 +364,7 @@ def _finish(running: Run) -> dict[str, Any]:
     model = running.method.weights(running.learner)
     stored = _stored(running)
     result = {
-        "recipe": record(recipe),
+        "recipe": running.recorded,
         "experiment": None,
         "label": recipe.method,
         "method": recipe.method,

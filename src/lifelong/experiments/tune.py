@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from lifelong.errors import DivergedError, InputError
+from lifelong.errors import DivergedError, InputError, closest
 from lifelong.experiments import build
 from lifelong.experiments.plan import plan
 from lifelong.experiments.recipe import Recipe, recipe, record
@@ -74,8 +74,10 @@ def row_values(values: Mapping[str, Any], row: str | None) -> dict[str, Any]:
     if "methods" not in values:
         return dict(values)
     planned = {each.label: each for each in plan({**values, "seeds": 1})}
-    if row is None or row not in planned:
+    if row is None:
         raise InputError(f"name the row to tune with --row: {', '.join(planned)}")
+    if row not in planned:
+        raise InputError(f"no row {row!r}{closest(row, planned) or ':'} rows are {', '.join(planned)}")
     return record(planned[row].recipe)
 
 

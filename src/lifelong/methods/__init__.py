@@ -195,5 +195,11 @@ def build(name: str, values: Mapping[str, Any]) -> Method:
         return settings.build(METHODS[name], values, f"method {name}")
     for key, nested in values.items():
         if key not in names or not isinstance(nested, Mapping):
-            raise InputError(f"method {name}: settings go under the names of its parts, such as {names[0]}.{key}")
+            theirs = {each: [field.name for field in settings.fields(METHODS[each])] for each in names}
+            having = [f"{each}.{key}" for each, known in theirs.items() if key in known]
+            example = f"{names[0]}.{next(iter(theirs[names[0]]), 'NAME')}"
+            raise InputError(
+                f"method {name}: settings go under the names of its parts: "
+                + (" or ".join(having) or f"none has {key!r}, and theirs are said like {example}")
+            )
     return Chain({each: settings.build(METHODS[each], values.get(each, {}), f"method {each}") for each in names})
