@@ -19,7 +19,7 @@ from lifelong import randomness, tree
 from lifelong.errors import InputError, StateError
 from lifelong.experiments import memory, meta_build, meta_tasks
 from lifelong.experiments import result as results
-from lifelong.experiments.build import device
+from lifelong.experiments.build import device, set_arithmetic
 from lifelong.experiments.meta_example import example
 from lifelong.experiments.meta_recipe import SINUSOIDS, MetaRecipe, meta_differences, meta_recipe, meta_record
 from lifelong.experiments.run import Every, Finished, claimed, due
@@ -81,9 +81,7 @@ def meta_events(
     """
     made = meta_build.algorithm(recipe)  # first: a wrong setting should be known before any data is read
     with claimed(out, meta_record(recipe), meta_differences, resume):
-        if device(recipe.device).type == "cuda":
-            # Some kernels of the GPU add in any order; the same seed must give the same bits.
-            torch.use_deterministic_algorithms(True, warn_only=True)
+        set_arithmetic(device(recipe.device))
         if (out / "result.json").is_file():
             yield Finished(read_meta(out / "result.json"))
             return

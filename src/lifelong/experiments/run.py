@@ -220,9 +220,7 @@ def _prepare(recipe: Recipe, out: Path | None, stream: Stream | None, model: nn.
         torch.set_num_threads(recipe.threads)
     method = build.method(recipe, stream)  # first: a wrong setting should be known before any data is read
     torch.manual_seed(recipe.seed)
-    if build.device(recipe.device).type == "cuda":
-        # Some kernels of the GPU add in any order; the same seed must give the same bits.
-        torch.use_deterministic_algorithms(True, warn_only=True)
+    build.set_arithmetic(build.device(recipe.device))
     tasks = stream if stream is not None else build.stream(recipe)
     learner = build.learner(recipe, tasks, model)
     stopping = None if recipe.early_stopping is None else EarlyStopping(recipe.early_stopping)
