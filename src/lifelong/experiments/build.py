@@ -202,8 +202,8 @@ def set_arithmetic(where: torch.device) -> None:
     """Have this process compute the same bits from the same seed on `where`, and numbers below 1e-38 be zero.
 
     Gradients that vanish for good, as those of a task's empty pixels and of units that a mask holds, leave averages in
-    the optimiser that halve until they are denormal, and a CPU takes seven times as long for a step of Adam on such.
-    Threads take this over from the one that starts them, so that it is to be called before any work.
+    the optimiser that shrink until they are denormal, and a CPU takes several times as long for a step of Adam on such
+    (`benchmarks/denormals.py`). Threads take this over from the one that starts them: call it before any work.
     """
     torch.set_flush_denormal(True)
     if where.type == "cuda":
