@@ -300,6 +300,15 @@ def test_a_row_of_one_experiment_is_run_there_alone(tmp_path: Path, capsys: pyte
         assert [each["experiment"] for each in json.loads(capsys.readouterr().out)] == expected
 
 
+def test_a_chain_may_be_written_with_spaces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*QUICK, "--method.ewc.strength", "3", "--json"]
+    assert main(["run", *words, "--method", "er + ewc", "--out", str(tmp_path / "run")]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["method"], result["settings"]["ewc"]["strength"]) == ("er+ewc", 3)
+    assert main(["compare", *QUICK, "--methods", "er + ewc", "--out", str(tmp_path / "both"), "--json"]) == 0
+    assert [each["method"] for each in json.loads(capsys.readouterr().out)] == ["er+ewc"]
+
+
 def test_words_that_yaml_takes_for_truth_values_stay_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "recipe.yaml").write_text("method: {name: ewc, fisher: true}\n")
     assert main(["run", str(tmp_path / "recipe.yaml"), *QUICK, "--out", str(tmp_path / "out"), "--json"]) == 0

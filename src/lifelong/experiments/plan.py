@@ -9,7 +9,7 @@ from typing import Any
 
 from lifelong import settings
 from lifelong.errors import InputError, closest, unknown
-from lifelong.experiments.recipe import NESTED, Recipe, recipe
+from lifelong.experiments.recipe import NESTED, Recipe, recipe, spaceless
 
 _ABOVE = ("methods", "seeds", "experiments", "description")
 
@@ -111,7 +111,7 @@ def _experiment(name: str | None, values: Mapping[str, Any]) -> list[Planned]:
 def _run(label: str, own: Mapping[str, Any], shared: Mapping[str, Any], seed: int) -> tuple[Recipe, Any]:
     from lifelong.methods import METHODS
 
-    chosen = str(own.get("method", label))
+    chosen = spaceless(str(own.get("method", label)))
     parts = chosen.split("+")
     for part in parts:
         if part not in METHODS:

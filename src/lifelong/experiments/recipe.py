@@ -135,12 +135,19 @@ def recipe(values: Mapping[str, Any]) -> Recipe:
             rest = dict(chosen)
             flat[key] = rest.pop("name", settings.default_of(_field(key)))
             flat[nested] = {**rest, **flat.get(nested, {})}
+    if isinstance(flat.get("method"), str):
+        flat["method"] = spaceless(flat["method"])
     kind, _, data = str(flat.get("stream", "")).partition("-")
     if data:
         flat["stream"], flat["data"] = kind, data
     built = settings.build(Recipe, flat, "recipe")
     _check(built)
     return _with_digest(built)
+
+
+def spaceless(method: str) -> str:
+    """Return the name of a chain as it is registered: `er + ewc` is `er+ewc`."""
+    return "+".join(part.strip() for part in method.split("+"))
 
 
 def read_weights(made: Recipe) -> bytes | None:
