@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from pathlib import Path
 
-SCRIPT = """
 import torch
+
+from lifelong.experiments.meta_recipe import meta_recipe
+from lifelong.experiments.meta_run import meta_events
 from lifelong.experiments.recipe import recipe
-from lifelong.experiments.run import run
-
-supported = torch.set_flush_denormal(True)
-torch.set_flush_denormal(False)
-assert float(torch.tensor(2e-38) / 4) > 0
-run(recipe({"tasks": 1, "steps": 1, "train_samples": 20, "threads": 2}))
-# Of a size that several threads share.
-assert bool((torch.full((1_000_000,), 2e-38) / 4 == 0).all()) == supported
-"""
+from lifelong.experiments.run import events
 
 
-def test_a_run_takes_numbers_too_small_for_their_format_for_zero() -> None:
-    # In a process of its own: the setting is the process's, and other tests have made theirs.
-    subprocess.run([sys.executable, "-c", SCRIPT], check=True)
+def small_is_zero() -> bool:
+    return float(torch.tensor(2e-38) / 4) == 0
+
+
+def test_numbers_too_small_for_their_format_are_zero_while_a_run_goes_on(tmp_path: Path) -> None:
+    supported = torch.set_flush_denormal(True)
+    torch.set_flush_denormal(False)
+    made = recipe({"tasks": 1, "steps": 1, "train_samples": 20})
+    meta = meta_recipe({"data": "digits", "ways": 2, "iterations": 1, "test_tasks": 2, "validation_tasks": 2})
+    for going in (events(made), events(made, tmp_path / "run"), meta_events(meta, tmp_path / "meta")):
+        assert {small_is_zero() for _ in going} == {supported}
+        assert not small_is_zero()
+
+
+def test_they_are_as_they_were_after_a_run_that_was_left() -> None:
+    for before in (False, True):
+        supported = torch.set_flush_denormal(before)
+        going = events(recipe({"tasks": 1, "steps": 1, "train_samples": 20}))
+        next(going)
+        going.close()
+        assert small_is_zero() == (before and supported)
+    torch.set_flush_denormal(False)

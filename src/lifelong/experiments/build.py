@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -198,17 +199,28 @@ def device(name: str) -> torch.device:
     return where
 
 
-def set_arithmetic(where: torch.device) -> None:
-    """Have this process compute the same bits from the same seed on `where`, and numbers below 1e-38 be zero.
-
-    Gradients that vanish for good, as those of a task's empty pixels and of units that a mask holds, leave averages in
-    the optimiser that shrink until they are denormal, and a CPU takes several times as long for a step of Adam on such
-    (`benchmarks/denormals.py`). Threads take this over from the one that starts them: call it before any work.
-    """
-    torch.set_flush_denormal(True)
+def set_deterministic(where: torch.device) -> None:
+    """Have this process compute the same bits from the same seed on `where`."""
     if where.type == "cuda":
         # Some kernels of the GPU add in any order.
         torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+@contextlib.contextmanager
+def denormals_as_zero() -> Iterator[None]:
+    """Take numbers that are too small for their format, in float32 below 1e-38, for zero meanwhile.
+
+    Gradients that vanish for good, as those of a task's empty pixels and of units that a mask holds, leave averages in
+    the optimiser that shrink until they are denormal, and a CPU takes several times as long for a step of Adam on such
+    (`benchmarks/denormals.py`). Of the threads that share the work those take part that start meanwhile.
+    """
+    # PyTorch does not tell how it is set.
+    before = float(torch.tensor(2e-38) / 4) == 0
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
 
 
 def _loaded(recipe: Recipe, name: str) -> Dataset:

@@ -19,7 +19,7 @@ from lifelong import randomness, tree
 from lifelong.errors import InputError, StateError
 from lifelong.experiments import memory, meta_build, meta_tasks
 from lifelong.experiments import result as results
-from lifelong.experiments.build import device, set_arithmetic
+from lifelong.experiments.build import denormals_as_zero, device, set_deterministic
 from lifelong.experiments.meta_example import example
 from lifelong.experiments.meta_recipe import SINUSOIDS, MetaRecipe, meta_differences, meta_recipe, meta_record
 from lifelong.experiments.run import Every, Finished, claimed, due
@@ -80,8 +80,8 @@ def meta_events(
         DivergedError: a task's loss is not a finite number; the last good checkpoint stays.
     """
     made = meta_build.algorithm(recipe)  # first: a wrong setting should be known before any data is read
-    with claimed(out, meta_record(recipe), meta_differences, resume):
-        set_arithmetic(device(recipe.device))
+    with denormals_as_zero(), claimed(out, meta_record(recipe), meta_differences, resume):
+        set_deterministic(device(recipe.device))
         if (out / "result.json").is_file():
             yield Finished(read_meta(out / "result.json"))
             return

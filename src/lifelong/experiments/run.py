@@ -134,9 +134,10 @@ def events(
         DivergedError: the loss is not a finite number; the last good checkpoint stays.
     """
     if out is None:
-        yield from _events(_prepare(recipe, None, stream, model), Every())
+        with build.denormals_as_zero():
+            yield from _events(_prepare(recipe, None, stream, model), Every())
         return
-    with claimed(out, _recorded(recipe, stream), differences, resume):
+    with build.denormals_as_zero(), claimed(out, _recorded(recipe, stream), differences, resume):
         yield from _in_folder(recipe, out, checkpoint_every or Every(), stream, model)
 
 
@@ -220,7 +221,7 @@ def _prepare(recipe: Recipe, out: Path | None, stream: Stream | None, model: nn.
         torch.set_num_threads(recipe.threads)
     method = build.method(recipe, stream)  # first: a wrong setting should be known before any data is read
     torch.manual_seed(recipe.seed)
-    build.set_arithmetic(build.device(recipe.device))
+    build.set_deterministic(build.device(recipe.device))
     tasks = stream if stream is not None else build.stream(recipe)
     learner = build.learner(recipe, tasks, model)
     stopping = None if recipe.early_stopping is None else EarlyStopping(recipe.early_stopping)
