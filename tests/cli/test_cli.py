@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -256,6 +257,27 @@ def test_what_finished_before_a_refused_run_can_be_reported(tmp_path: Path, caps
     assert [each["label"] for each in json.loads(capsys.readouterr().out)] == ["naive"]
 
 
+def test_rows_that_are_run_one_by_one_make_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+
+    def shown(*words: str) -> list[tuple[str, int]]:
+        assert main(["compare", *QUICK, *words, "--out", str(out), "--json"]) == 0
+        results = json.loads(capsys.readouterr().out)
+        assert json.loads((out / "results.json").read_text()) == results
+        return [(each["label"], each["seed"]) for each in results]
+
+    assert shown("--methods", "ewc") == [("ewc", 0)]
+    assert shown("--methods", "joint,naive", "--seeds", "2") == [
+        ("ewc", 0),
+        *[(label, seed) for label in ("joint", "naive") for seed in (0, 1)],
+    ]
+    assert json.loads((out / "results.json").read_text())[0]["intransigence"] is not None
+    assert shown("--methods", "joint") == [("ewc", 0), ("joint", 1), ("naive", 0), ("naive", 1), ("joint", 0)]
+    shutil.rmtree(out / "naive")
+    assert shown("--methods", "l2", "--epochs", "2") == [("ewc", 0), ("joint", 1), ("joint", 0), ("l2", 0)]
+    assert shown("--methods", "si", "--data", "digits:0-4") == [("si", 0)]
+
+
 @pytest.mark.parametrize("name", ["page.pdf", "page", "page.json"])
 def test_a_report_is_a_page_or_markdown(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = refused(capsys, "report", str(tmp_path), "--output", str(tmp_path / name))
@@ -338,6 +360,16 @@ def test_tune_holds_samples_out_for_a_row_of_a_recipe(tmp_path: Path, capsys: py
     assert [trial["settings"] for trial in found["trials"]] == [{"method.strength": 1}, {"method.strength": 10}]
     words[words.index("ewc")] = "ew"
     assert "no row 'ew', did you mean 'ewc'? rows are naive, ewc" in refused(capsys, *words)
+
+
+def test_list_tells_of_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "methods", "ewc", "--json"]) == 0
+    assert list(json.loads(capsys.readouterr().out)) == ["ewc"]
+    assert main(["list", "methods", "ewc"]) == 0
+    shown = capsys.readouterr().out
+    assert "1612.00796" in shown
+    assert "online = False" in shown
+    assert "packnet" not in shown
 
 
 @pytest.mark.parametrize("command", list(COMMANDS))
@@ -465,6 +497,8 @@ def test_more_wrong_input_gets_one_line(
         (["run"], "--out"),
         (["run", "--resum", "--out", "x"], "did you mean '--resume'?"),
         (["list", "method"], "did you mean 'methods'?"),
+        (["list", "methods", "ewcc"], "unknown method 'ewcc', did you mean 'ewc'?"),
+        (["list", "data", "ministo"], "unknown data 'ministo', did you mean 'mnist'?"),
         (["report"], "folder"),
         (["report", "no/such/folder"], "holds neither"),
         (["tune"], "nothing to search"),

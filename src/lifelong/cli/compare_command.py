@@ -19,7 +19,11 @@ def configure(parser: Parser) -> None:
     parser.add_argument("--experiments", metavar="A,B", help="experiments of the recipe to run; all by default")
     add_recipe(parser, without=("method", "seed"))
     parser.groups = (*parser.groups, "methods")
-    parser.add_argument("--out", required=True, help="folder for results and report.html; finished runs are kept")
+    parser.add_argument(
+        "--out",
+        required=True,
+        help="folder for results and report.html; finished runs are kept, and shown beside new ones of the same stream",
+    )
     parser.add_argument("--workers", default="1", metavar="N", help="processes that share the runs (default 1)")
     parser.add_argument("--resume", action="store_true", help="accepted for symmetry: half-done runs always go on")
     add_execution(parser)
@@ -28,7 +32,7 @@ def configure(parser: Parser) -> None:
 def main(arguments: Namespace) -> int:
     """Compare; returns the exit status, 2 where a run failed."""
     from lifelong.cli.progress import watching
-    from lifelong.experiments.compare import Failed, compare, gather
+    from lifelong.experiments.compare import Failed, compare, together
     from lifelong.experiments.plan import plan
     from lifelong.experiments.run import Every
     from lifelong.experiments.tracking import tracked_all
@@ -44,7 +48,7 @@ def main(arguments: Namespace) -> int:
             watcher.see(name, event)
             if isinstance(event, Failed):
                 failures.append(f"{name}: {event.reason}")
-    results = gather(planned, out)
+    results = together(planned, out)
     if results:
         _show(results, out, arguments.json)
     for failure in failures:

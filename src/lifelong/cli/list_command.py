@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lifelong.cli.arguments import Parser
@@ -20,6 +21,7 @@ KINDS = ("streams", "methods", "rules", "meta", "models", "data", "optimizers")
 def configure(parser: Parser) -> None:
     """Declare the options."""
     parser.add_argument("kind", nargs="?", help=f"one of {', '.join(KINDS)}; all by default")
+    parser.add_argument("name", nargs="?", help="one entry of it, for instance a method; all by default")
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output, nothing else there")
 
 
@@ -29,6 +31,11 @@ def main(arguments: Namespace) -> int:
         raise unknown("kind", arguments.kind, KINDS)
     kinds = KINDS if arguments.kind is None else (arguments.kind,)
     found = {kind: _entries(kind) for kind in kinds}
+    if arguments.name is not None:
+        entries = found[arguments.kind]
+        if arguments.name not in entries:
+            raise unknown(arguments.kind.removesuffix("s"), arguments.name, entries)
+        found = {arguments.kind: {arguments.name: entries[arguments.name]}}
     if arguments.json:
         print(json.dumps(found if arguments.kind is None else found[arguments.kind]))
         return 0
@@ -40,7 +47,7 @@ def main(arguments: Namespace) -> int:
     for kind, entries in found.items():
         console.print(f"[bold]{kind}[/bold]")
         if kind == "methods":
-            _print_methods(console)
+            _print_methods(console, list(entries))
         for name, entry in entries.items():
             console.print(f"  [cyan]{name}[/cyan]: {entry['meaning']}", soft_wrap=True)
             if entry.get("boundaries_unless"):
@@ -53,7 +60,7 @@ def main(arguments: Namespace) -> int:
     return 0
 
 
-def _print_methods(console: Console) -> None:
+def _print_methods(console: Console, names: Sequence[str]) -> None:
     from rich import box
     from rich.table import Table
 
@@ -63,8 +70,8 @@ def _print_methods(console: Console) -> None:
     table = Table(box=None if plain else box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     for heading in overview.HEADINGS:
         table.add_column(heading)
-    for name, method in METHODS.items():
-        table.add_row(*overview.row(name, method))
+    for name in names:
+        table.add_row(*overview.row(name, METHODS[name]))
     if plain:
         table.width = console.measure(table, options=console.options.update(width=1000)).maximum
     console.print(table, crop=False)

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from lifelong import files
-from lifelong.errors import DivergedError, InputError
+from lifelong.errors import DivergedError, InputError, StateError
 from lifelong.experiments import build
 from lifelong.experiments import result as results
 from lifelong.experiments.plan import Planned
-from lifelong.experiments.recipe import differences, record
+from lifelong.experiments.recipe import differences, record, stream_of
 from lifelong.experiments.run import Every, Finished, RunEvent, events
 
 
@@ -57,7 +57,7 @@ def compare(
     finally:
         # Whatever ends a comparison, what was finished can be reported.
         if out.is_dir():
-            files.write_json(out / "results.json", gather(planned, out))
+            files.write_json(out / "results.json", together(planned, out))
 
 
 def gather(planned: Sequence[Planned], out: Path) -> list[dict[str, Any]]:
@@ -70,6 +70,35 @@ def gather(planned: Sequence[Planned], out: Path) -> list[dict[str, Any]]:
             found.append({**results.read(path), "experiment": run.experiment, "label": run.label, "expected": expected})
     results.fill_intransigence(found)
     return found
+
+
+def together(planned: Sequence[Planned], out: Path) -> list[dict[str, Any]]:
+    """Return what `gather` does, after what earlier comparisons in `out` left of the same streams or other experiments.
+
+    Rows that are run one by one, or on several machines, make one table so.
+    """
+    ours = {run.folder for run in planned}
+    streams: dict[str | None, list[dict[str, Any]]] = {}
+    for run in planned:
+        streams.setdefault(run.experiment, []).append(stream_of(record(run.recipe)))
+
+    def stays(earlier: dict[str, Any]) -> bool:
+        folder = Path(earlier["experiment"] or "", earlier["label"], f"seed-{earlier['seed']}")
+        beside = streams.get(earlier["experiment"])
+        alike = stream_of(earlier["recipe"]) in beside if beside else None not in (earlier["experiment"], *streams)
+        return folder not in ours and (out / folder / "result.json").is_file() and alike
+
+    found = [each for each in _earlier(out) if stays(each)] + gather(planned, out)
+    results.fill_intransigence(found)
+    return found
+
+
+def _earlier(out: Path) -> list[dict[str, Any]]:
+    """Return what an earlier comparison gathered in `out`; nothing where that is missing or unreadable."""
+    try:
+        return results.read_all(out / "results.json")
+    except StateError:
+        return []
 
 
 def _claim(planned: Sequence[Planned], out: Path) -> None:

@@ -32,6 +32,12 @@ _OF_STREAMS = {
     "blur": ("blurry",),
 }
 
+# Settings that say which tasks are learned and measured.
+_STREAM = (
+    *("stream", "data", "unseen", "target", "text", "image_size", "scenario", "tasks", *_OF_STREAMS, "pad"),
+    *("standardize", "validation", "train_samples", "test_samples", "evaluate_on"),
+)
+
 ScenarioName = Literal["task", "domain", "class"]
 
 
@@ -196,6 +202,11 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]
     ours, theirs = ({**unset, **each} for each in (ours, theirs))
     ours, theirs = ({**each, "weights": each["weights"].get("sha256")} for each in (ours, theirs))
     return sorted(key for key in ours.keys() | theirs.keys() if key not in aside and ours.get(key) != theirs.get(key))
+
+
+def stream_of(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a recorded recipe says of its stream: results of the same one stand in one table."""
+    return {name: recorded.get(name, settings.default_of(_field(name))) for name in _STREAM}
 
 
 def _check(made: Recipe) -> None:
