@@ -283,6 +283,29 @@ def test_a_new_head_begins_small_with_the_first_prior() -> None:
     assert vcl.logvar[name].unique().tolist() == [-6.0]
 
 
+@pytest.mark.parametrize("begin", ["posterior", "variances", "anew"])
+@pytest.mark.parametrize("scenario", [Scenario.DOMAIN, Scenario.TASK])
+def test_a_later_task_begins_where_it_is_told_to(scenario: Scenario, begin: Any) -> None:
+    vcl = VCL(begin=begin, start=0.0, log_variance=-5.0)
+    learner = trained(vcl, scenario, tasks=1)
+    mean, logvar = tree.snapshot(learner.params), tree.snapshot(vcl.logvar)
+    second = stream(scenario).tasks[1]
+    loop.grow(learner, second)
+    vcl.before_task(learner, second)
+    for name, old in mean.items():
+        live = learner.params[name].detach()
+        torch.testing.assert_close((vcl.prior_mean[name], vcl.prior_logvar[name]), (old, logvar[name]), rtol=0, atol=0)
+        assert not (logvar[name] == -5).any()
+        head_of_the_first = scenario is Scenario.TASK and name.startswith("head.")
+        renewed = begin != "posterior" and not head_of_the_first
+        torch.testing.assert_close(vcl.logvar[name], torch.full_like(old, -5) if renewed else logvar[name])
+        if renewed and begin == "anew":
+            assert not torch.equal(live, old)
+            assert float(live.abs().max()) <= 0.2
+        else:
+            assert torch.equal(live, old)
+
+
 def test_answers_average_probabilities_over_drawn_weights() -> None:
     vcl = VCL(samples=5)
     learner = trained(vcl, tasks=1)

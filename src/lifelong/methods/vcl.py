@@ -18,6 +18,7 @@ from lifelong.learner import Batch, Learner
 from lifelong.memory import Buffer
 from lifelong.methods.method import Method, state
 from lifelong.models import mean_field
+from lifelong.models.heads import MultiHead
 from lifelong.settings import setting
 from lifelong.streams.task import Split, Task
 from lifelong.tree import Params
@@ -42,6 +43,11 @@ class VCL(Method):
     Coresets: so many training samples of each task are held out, at random or by greedy k-center, and after each task
     a *copy* of the posterior is trained on all of them, which answers until the next task and is then dropped
     (algorithm 1). It keeps these samples.
+
+    Where later tasks begin: weights that earlier ones did not need have the wide posterior of the prior, whose noise a
+    new task that needs them must first get rid of, and till then moves others. `begin: variances` starts them narrow
+    instead, and `anew` at new small means too, as the authors' later code does (Swaroop et al. 2019, 1905.02099). The
+    prior is the old posterior in each case. Heads of old tasks stay as they are.
 
     Forgetting, for streams that change (Kurle et al. 2020, ICLR): before each task the old posterior moves a share
     `forget` towards the first prior, tempered `q^(1 - forget) p0^forget` or diffused by an Ornstein-Uhlenbeck process.
@@ -68,6 +74,11 @@ class VCL(Method):
     coreset: int = setting(0, "training samples of each task that are held out and kept", ge=0)
     choose: Literal["random", "k-center"] = setting("random", "how the samples of a coreset are chosen")
     coreset_steps: int = setting(100, "steps on all coresets, after each task", ge=1)
+    begin: Literal["posterior", "variances", "anew"] = setting(
+        "posterior",
+        "where the training of a later task begins: at the old posterior, at its means with variances of log_variance, "
+        "or at new small means with these too",
+    )
     forget: float = setting(0.0, "share of the first prior in the old posterior before each task, 0 to 1", ge=0, le=1)
     forget_by: Literal["tempering", "diffusion"] = setting("tempering", "how the old posterior forgets")
     logvar: Params = state(dict)
@@ -99,6 +110,8 @@ class VCL(Method):
             if task.index > 0:
                 with torch.no_grad():
                     live[name].copy_(_NEW_HEAD * torch.randn(zeros.shape, generator=drawn))
+        if task.index > 0:
+            self._begin(learner, drawn)
         self.tuned_mean, self.tuned_logvar = {}, {}
         self._hold_out(learner, task)
 
@@ -175,6 +188,17 @@ class VCL(Method):
 
     def _drawn(self, learner: Learner, batch: Batch) -> tuple[Tensor, Tensor]:
         return mean_field.answer(learner.model, *self.posterior(learner), batch.inputs, batch.task, local=self.local)
+
+    def _begin(self, learner: Learner, drawn: torch.Generator) -> None:
+        """Put what the new task trains where `begin` says; the prior is the old posterior all the same."""
+        own = isinstance(learner.model.head, MultiHead)
+        shared = {name: each for name, each in self.logvar.items() if not (own and name.startswith("head."))}
+        if self.begin == "posterior":
+            return
+        self.logvar.update({name: torch.full_like(each, self.log_variance) for name, each in shared.items()})
+        if self.begin == "anew":
+            live = tree.parameters(learner.model)
+            _draw_anew({name: live[name] for name in shared}, self.deviation or _NEW_HEAD, drawn)
 
     def _hold_out(self, learner: Learner, task: Task) -> None:
         self.count = len(task.train) - self.coreset
