@@ -64,6 +64,10 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         (["compare", "--methods", "naive,ewcc"], "did you mean 'ewc'?"),
         (["compare", "--seeds", "some"], "seeds = 'some'"),
         (["compare", "--workers", "0"], "workers = '0'"),
+        (
+            ["compare", "--methods", "naive,ewc", "--against", "ecw"],
+            "no row 'ecw' to compare with, did you mean 'ewc'?",
+        ),
         (["compare", "--methods", "naive", "--methods.ewc.strength", "1"], "no row 'ewc'"),
     ],
 )
@@ -272,7 +276,14 @@ def test_rows_that_are_run_one_by_one_make_one_table(tmp_path: Path, capsys: pyt
         *[(label, seed) for label in ("joint", "naive") for seed in (0, 1)],
     ]
     assert json.loads((out / "results.json").read_text())[0]["intransigence"] is not None
-    assert shown("--methods", "joint") == [("ewc", 0), ("joint", 1), ("naive", 0), ("naive", 1), ("joint", 0)]
+    assert shown("--methods", "joint", "--against", "naive") == [
+        ("ewc", 0),
+        ("joint", 1),
+        ("naive", 0),
+        ("naive", 1),
+        ("joint", 0),
+    ]
+    assert "Against naive, points" in (out / "report.html").read_text()
     shutil.rmtree(out / "naive")
     assert shown("--methods", "l2", "--epochs", "2") == [("ewc", 0), ("joint", 1), ("joint", 0), ("l2", 0)]
     assert shown("--methods", "si", "--data", "digits:0-4") == [("si", 0)]

@@ -28,3 +28,7 @@ def test_the_command_writes_markdown_where_the_name_says_so(tmp_path, capsys):
     assert capsys.readouterr().out.endswith("page.md\n")
     assert "| ewc |" in (tmp_path / "page.md").read_text()
     assert not (tmp_path / "page").exists()
+    assert cli.main(["report", str(tmp_path), "--against", "si", "-o", str(tmp_path / "page.md")]) == 0
+    assert "| Against si, points |" in (tmp_path / "page.md").read_text()
+    assert cli.main(["report", str(tmp_path), "--against", "is", "-o", str(tmp_path / "page.md")]) == 2
+    assert "no row 'is' to compare with" in capsys.readouterr().err

@@ -4,6 +4,7 @@ import math
 
 import pytest
 from reports.made_up import comparison, result
+from scipy import stats
 
 from lifelong.errors import InputError
 from lifelong.reports.summary import Estimate, Row, estimate, measures, sections
@@ -111,3 +112,25 @@ def test_the_tidy_table_leaves_out_what_no_run_has():
 def test_results_that_make_no_report(results, message):
     with pytest.raises(InputError, match=message):
         sections(results)
+
+
+def test_a_difference_is_that_of_the_paired_t_test():
+    pairs = {0: (0.70, 0.65), 1: (0.90, 0.80), 2: (0.80, 0.79), 3: (0.60, 0.58)}
+    others = [result("si", seed, average_accuracy=theirs) for seed, (_, theirs) in pairs.items()]
+    ours = [result("ewc", seed, average_accuracy=own) for seed, (own, _) in reversed(pairs.items())]
+    (section,) = sections([*others, *ours, result("ewc", 9, average_accuracy=0.1)], "si")
+    assert section.reference == section.rows[0]
+    found = section.rows[1].difference("average_accuracy", section.rows[0])
+    expected = stats.ttest_rel(*zip(*pairs.values(), strict=True)).confidence_interval(0.95)
+    assert found is not None
+    assert found.seeds == 4
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), rel=1e-9)
+    alone = Row("l2", (result("l2", 7),))
+    assert alone.difference("average_accuracy", section.rows[0]) is None
+
+
+def test_what_rows_are_compared_with_is_a_row_of_some_experiment():
+    results = [result("ewc", 0, experiment="task"), result("si", 0, experiment="class")]
+    assert [part.reference and part.reference.label for part in sections(results, "ewc")] == ["ewc", None]
+    with pytest.raises(InputError, match="no row 'ewcc' to compare with, did you mean 'ewc'\\? rows are ewc, si"):
+        sections(results, "ewcc")

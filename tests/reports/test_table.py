@@ -100,3 +100,19 @@ def test_each_experiment_has_its_table():
 )
 def test_human_bytes(count, text):
     assert human_bytes(count) == text
+
+
+def test_rows_are_compared_with_one_of_them_seed_by_seed():
+    shares = {"si": (0.5, 0.6), "ewc": (0.52, 0.64), "l2": (0.5,)}
+    results = [
+        result(label, seed, average_accuracy=share)
+        for label, per_seed in shares.items()
+        for seed, share in enumerate(per_seed)
+    ]
+    assert "Against" not in printed(results)
+    text = io.StringIO()
+    print_table(results, Console(file=text, color_system=None), "si")
+    heading, *rows = (" ".join(line.split()) for line in text.getvalue().splitlines()[1:])
+    assert "Forget Against si Train" in heading
+    # 12.7062 is Student's t for two seeds, whose differences of 2 and 4 points have a standard error of 1.
+    assert [row.split()[5] for row in rows] == ["-", "+3.0±12.7", "0.0"]

@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lifelong.cli.arguments import Parser, Values, add_execution, add_recipe, recipe_values
 from lifelong.errors import InputError, closest
+
+if TYPE_CHECKING:
+    from lifelong.experiments.plan import Planned
 
 
 def configure(parser: Parser) -> None:
@@ -24,6 +29,7 @@ def configure(parser: Parser) -> None:
         required=True,
         help="folder for results and report.html; finished runs are kept, and shown beside new ones of the same stream",
     )
+    parser.add_argument("--against", metavar="ROW", help="show each row's accuracy less that of ROW, seed by seed")
     parser.add_argument("--workers", default="1", metavar="N", help="processes that share the runs (default 1)")
     parser.add_argument("--resume", action="store_true", help="accepted for symmetry: half-done runs always go on")
     add_execution(parser)
@@ -40,6 +46,7 @@ def main(arguments: Namespace) -> int:
     planned = plan(_values(arguments))
     out, workers = Path(arguments.out), _workers(arguments.workers)
     every = Every.parse(arguments.checkpoint_every)
+    _check_against(arguments.against, planned, out)
     failures = []
     running = compare(planned, out, workers=workers, checkpoint_every=every)
     with watching(len(planned)) as watcher:
@@ -50,22 +57,32 @@ def main(arguments: Namespace) -> int:
                 failures.append(f"{name}: {event.reason}")
     results = together(planned, out)
     if results:
-        _show(results, out, arguments.json)
+        _show(results, out, arguments)
     for failure in failures:
         print(f"lifelong: error: {failure}", file=sys.stderr)
     return 2 if failures else 0
 
 
-def _show(results: list[Values], out: Path, as_json: bool) -> None:
+def _check_against(label: str | None, planned: Sequence[Planned], out: Path) -> None:
+    """Refuse a row that will not be there, before others are run."""
+    from lifelong.experiments.compare import together
+    from lifelong.reports import no_row
+
+    labels = [run.label for run in planned] + [each["label"] for each in together(planned, out)]
+    if label is not None and label not in labels:
+        raise no_row(label, list(dict.fromkeys(labels)))
+
+
+def _show(results: list[Values], out: Path, arguments: Namespace) -> None:
     from rich.console import Console
 
     from lifelong.reports import print_table, write_report
 
-    page = write_report(results, out / "report.html")
-    if as_json:
+    page = write_report(results, out / "report.html", arguments.against)
+    if arguments.json:
         print(json.dumps(results))
         return
-    print_table(results, Console())
+    print_table(results, Console(), arguments.against)
     print(page)
 
 

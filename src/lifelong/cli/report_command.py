@@ -15,6 +15,7 @@ def configure(parser: Parser) -> None:
     """Declare the options."""
     parser.add_argument("folder", help="what `lifelong compare`, `run`, `meta train` or `merge --report` wrote")
     parser.add_argument("-o", "--output", help="the page; DIR/report.html by default; FILE.md for the tables of runs")
+    parser.add_argument("--against", metavar="ROW", help="show each row's accuracy less that of ROW, seed by seed")
     parser.add_argument("--json", action="store_true", help="the results as one JSON document instead of the table")
 
 
@@ -24,10 +25,12 @@ def main(arguments: Namespace) -> int:
     if arguments.output and Path(arguments.output).suffix.lower() not in (".html", ".htm", ".md"):
         raise InputError(f"--output {arguments.output}: the page is FILE.html, or FILE.md for the tables of runs")
     out = Path(arguments.output) if arguments.output else folder / "report.html"
-    if (folder / "report.json").is_file():
-        return _again(folder / "report.json", out, arguments.json)
-    trained = _meta_results(folder)
-    return _meta(trained, out, arguments.json) if trained else _runs(folder, out, arguments.json)
+    kept, trained = folder / "report.json", _meta_results(folder)
+    if arguments.against and (kept.is_file() or trained):
+        raise InputError(f"--against compares rows of `lifelong compare`, and {folder} holds something else")
+    if kept.is_file():
+        return _again(kept, out, arguments.json)
+    return _meta(trained, out, arguments.json) if trained else _runs(folder, out, arguments)
 
 
 def _again(kept: Path, out: Path, as_json: bool) -> int:
@@ -51,7 +54,7 @@ def _meta(found: list[dict[str, Any]], out: Path, as_json: bool) -> int:
     return 0
 
 
-def _runs(folder: Path, out: Path, as_json: bool) -> int:
+def _runs(folder: Path, out: Path, arguments: Namespace) -> int:
     """Draw the page of runs, from their results."""
     from rich.console import Console
 
@@ -67,11 +70,12 @@ def _runs(folder: Path, out: Path, as_json: bool) -> int:
             f"{folder} holds neither results.json nor result.json nor report.json: "
             "give a folder that a run or `lifelong merge --report` has finished in"
         )
-    page = write_markdown(found, out) if out.suffix == ".md" else write_report(found, out)
-    if as_json:
+    write = write_markdown if out.suffix == ".md" else write_report
+    page = write(found, out, arguments.against)
+    if arguments.json:
         print(json.dumps(found))
     else:
-        print_table(found, Console())
+        print_table(found, Console(), arguments.against)
         print(page)
     return 0
 

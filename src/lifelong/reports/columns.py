@@ -44,7 +44,7 @@ def accuracy_columns(section: Section) -> list[Column]:
         Column("Unseen", "On tasks never learned, %", never, _of("unseen_accuracy", percent)),
     ]
     held_out = any(result.get("unseen_accuracy") is not None for row in section.rows for result in row.results)
-    return found if held_out else found[:-1]
+    return found[: 5 if held_out else 4] + ([] if section.reference is None else [_against(section.reference)])
 
 
 def cost_columns(section: Section) -> list[Column]:
@@ -107,6 +107,16 @@ def _of(measure: str, text: Callable[[Estimate], str]) -> Callable[[Row, Section
         return UNKNOWN if found is None else (text(found), found.mean)
 
     return cell
+
+
+def _against(reference: Row) -> Column:
+    def cell(row: Row, _: Section) -> Cell:
+        found = None if row is reference else row.difference("average_accuracy", reference)
+        return UNKNOWN if found is None else (f"{'+' if found.mean > 0 else ''}{percent(found)}", found.mean)
+
+    name = reference.label
+    meaning = f"Average accuracy at the end less that of {name} with the same seed; ± is of these differences."
+    return Column(f"Against\n{name}", f"Against {name}, points", meaning, cell)
 
 
 def _flag(name: str) -> Callable[[Row, Section], Cell]:

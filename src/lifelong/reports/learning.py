@@ -16,26 +16,27 @@ from lifelong.reports.summary import Result, Section, measures, sections
 _SURROUNDINGS = ("lifelong", "torch", "python", "platform", "device", "threads")
 
 
-def write_report(results: Sequence[Result], out: Path) -> Path:
+def write_report(results: Sequence[Result], out: Path, against: str | None = None) -> Path:
     """Write the page `out` and, in a folder of its name beside it, every chart as CSV, PNG, SVG and PDF.
 
     Args:
         results: dictionaries as in `result.json`.
         out: the page, for instance `report.html`; replaced only when the new one is whole.
+        against: label of the row whose accuracy is taken from that of the others, seed by seed; None for none.
 
     Returns:
         `out`.
 
     Raises:
-        InputError: nothing to report, a result that lacks a field, results that cannot stand in one row, or
-            an `out` without an ending to tell it from its folder.
+        InputError: nothing to report, a result that lacks a field, results that cannot stand in one row, no row
+            `against`, or an `out` without an ending to tell it from its folder.
         OSError: the disk is full or may not be written.
     """
     # Imported here: a table in a terminal should not cost the second that drawing libraries take to import.
     from lifelong.reports.learning_charts import all_charts
 
     check_name(out)
-    found = sections(results)
+    found = sections(results, against)
     places = {label: place for place, label in enumerate(_unique(row.label for part in found for row in part.rows))}
     parts: list[dict[str, Any]] = []
     for number, section in enumerate(found, 1):

@@ -10,17 +10,19 @@ from lifelong.reports.page import write_whole
 from lifelong.reports.summary import Result, Section, sections
 
 
-def write_markdown(results: Sequence[Result], out: Path) -> Path:
+def write_markdown(results: Sequence[Result], out: Path, against: str | None = None) -> Path:
     """Write a table an experiment, of what each method reached and what it cost, to `out` and return it.
 
     Args:
         results: dictionaries as in `result.json`.
         out: a file, replaced only when the new one is whole.
+        against: label of the row whose accuracy is taken from that of the others, seed by seed; None for none.
 
     Raises:
-        InputError: nothing to report, a result that lacks a field, or results that cannot stand in one row.
+        InputError: nothing to report, a result that lacks a field, results that cannot stand in one row, or no row
+            `against`.
     """
-    write_whole(out, "\n".join(_table(section) for section in sections(results)).encode())
+    write_whole(out, "\n".join(_table(section) for section in sections(results, against)).encode())
     return out
 
 

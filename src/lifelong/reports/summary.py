@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lifelong.errors import InputError
+from lifelong.errors import InputError, closest
 
 Result = Mapping[str, Any]
 
@@ -44,6 +44,15 @@ class Row:
     def estimate(self, measure: str) -> Estimate | None:
         """Return the estimate of `measure`, such as `memory.method_bytes`, or None without a value."""
         return estimate(_value(result, measure) for result in self.results)
+
+    def difference(self, measure: str, other: Row) -> Estimate | None:
+        """Return the estimate of `measure` less that of `other` with the same seed, or None without a shared seed.
+
+        What a seed does to both cancels out, so the interval is that of the paired t-test.
+        """
+        theirs = {result["seed"]: _value(result, measure) for result in other.results}
+        pairs = [(_value(result, measure), theirs.get(result["seed"])) for result in self.results]
+        return estimate(ours - its for ours, its in pairs if ours is not None and its is not None)
 
     def flag(self, name: str) -> bool | None:
         """Return whether any run says yes to `name`, such as `needs_task_id`, or None where none says."""
@@ -86,10 +95,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Section:
-    """What was compared on one stream: an experiment's rows, in the order in which the results name them."""
+    """What was compared on one stream: an experiment's rows, in the order in which the results name them.
+
+    Args:
+        experiment: its name, or None.
+        rows: one a method.
+        reference: the row that the others are compared with, seed by seed, or None.
+    """
 
     experiment: str | None
     rows: tuple[Row, ...]
+    reference: Row | None = None
 
     @property
     def title(self) -> str:
@@ -132,14 +148,16 @@ def estimate(values: Iterable[float | None]) -> Estimate | None:
     return Estimate(statistics.fmean(known), float(stdtrit(count - 1, 0.975)) * error, count)
 
 
-def sections(results: Sequence[Result]) -> list[Section]:
+def sections(results: Sequence[Result], against: str | None = None) -> list[Section]:
     """Return the experiments in `results`, each with a row a label.
 
     Args:
         results: dictionaries as in `result.json`.
+        against: label of the row that the others are compared with, where an experiment has it.
 
     Raises:
-        InputError: nothing to report, a result that lacks a field, or results that cannot stand in one row.
+        InputError: nothing to report, a result that lacks a field, results that cannot stand in one row, or no row
+            `against`.
     """
     if not results:
         raise InputError("no results to report: no run has finished yet")
@@ -155,10 +173,20 @@ def sections(results: Sequence[Result]) -> list[Section]:
         if row and len(row[0]["tasks"]) != len(result["tasks"]):
             raise InputError(f"results of {label!r} differ in their number of tasks: give them different labels")
         row.append(result)
-    return [
-        Section(experiment, tuple(Row(label, tuple(row)) for label, row in rows.items()))
-        for experiment, rows in found.items()
-    ]
+    labels = list(dict.fromkeys(label for rows in found.values() for label in rows))
+    if against is not None and against not in labels:
+        raise no_row(against, labels)
+    parts = []
+    for experiment, by_label in found.items():
+        rows = {label: Row(label, tuple(row)) for label, row in by_label.items()}
+        parts.append(Section(experiment, tuple(rows.values()), rows.get(against) if against is not None else None))
+    return parts
+
+
+def no_row(against: str, labels: Sequence[str]) -> InputError:
+    """Return the error of a row `against` that is not among `labels`."""
+    near = closest(against, labels) or ":"
+    return InputError(f"no row {against!r} to compare with{near} rows are {', '.join(labels)}")
 
 
 def measures(section: Section) -> list[dict[str, Any]]:

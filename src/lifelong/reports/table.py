@@ -13,18 +13,20 @@ from lifelong.reports.columns import Column, accuracy_columns, cost_columns
 from lifelong.reports.summary import Result, Section, sections
 
 
-def print_table(results: Sequence[Result], console: Console) -> None:
+def print_table(results: Sequence[Result], console: Console, against: str | None = None) -> None:
     """Print what each method reached and what it cost, a table an experiment.
 
     Args:
         results: dictionaries as in `result.json`.
         console: where to; a terminal too narrow for all columns gets two tables, accuracies and costs, and a
             log or pipe a plain line a method.
+        against: label of the row whose accuracy is taken from that of the others, seed by seed; None for none.
 
     Raises:
-        InputError: nothing to report, a result that lacks a field, or results that cannot stand in one row.
+        InputError: nothing to report, a result that lacks a field, results that cannot stand in one row, or no row
+            `against`.
     """
-    for section in sections(results):
+    for section in sections(results, against):
         tasks = len(section.rows[0].results[0]["tasks"])
         # Text, because a label from a user may hold what rich takes for markup.
         console.print(
