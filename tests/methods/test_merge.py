@@ -138,6 +138,20 @@ def test_one_task_at_full_scale_is_answered_as_its_expert_does() -> None:
     assert result["merging"]["normalised_accuracy"] == 1
 
 
+def test_experts_are_asked_for_their_own_classes_alone() -> None:
+    settings: dict[str, Any] = {"scenario": "class", "method_settings": {"rule": "passthrough"}}
+    result = run(recipe(values("merge", **settings)))
+    *_, learner, _, stream = whole("merge", **settings)
+    last = stream.tasks[-1]
+    inputs, targets = last.test.ready(learner.device).batch(torch.arange(len(last.test)))
+    with torch.no_grad(), evaluating(learner.model):
+        own = learner.model(inputs, last.index)[:, list(last.classes)].argmax(1)
+    right = (torch.tensor(last.classes)[own] == targets).float().mean()
+    assert result["merging"]["expert_accuracy"][-1] == pytest.approx(float(right))
+    # With outputs of earlier tasks beside them the same weights answer worse.
+    assert result["merging"]["expert_accuracy"][-1] > result["accuracy"][-1][-1]
+
+
 @pytest.mark.parametrize("rule", ["fisher", "regmean"])
 def test_statistics_are_collected_and_no_old_data_is_kept(rule: str) -> None:
     result = run(recipe(values("merge", method_settings={"rule": rule})))

@@ -304,12 +304,16 @@ def _evaluate(running: Run, learned: int) -> Evaluated:
 
 
 def _measure_expert(running: Run, task: Task) -> None:
-    """Note how well the network as it was trained, and not what it was merged into, answers for `task`."""
+    """Note how well the network as it was trained, and not what it was merged into, answers for `task`.
+
+    It is asked for the task's own classes alone, as it may have been trained on these alone.
+    """
     if not _merges(running.method):
         return
     begun = time.perf_counter()
     split = task.test if running.recipe.evaluate_on == "test" else task.validation
-    running.tally.expert_accuracy.append(accuracy(running.learner, Method(), task, split))
+    own = task.classes if running.learner.scenario is Scenario.CLASS else None
+    running.tally.expert_accuracy.append(accuracy(running.learner, Method(), task, split, own))
     running.tally.test_samples += len(split)
     running.tally.seconds.evaluate += time.perf_counter() - begun
 

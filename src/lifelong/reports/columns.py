@@ -56,7 +56,10 @@ def cost_columns(section: Section) -> list[Column]:
         "It answers worse without the task's label; measured.",
     )
     seeds = "Runs that finished; ± is half the 95 % interval over them, by Student's t."
-    near = "Accuracy at the end over that of each task's own expert, which a merge was made of, averaged over tasks."
+    near = (
+        "Accuracy at the end over that of each task's own expert, which a merge was made of, averaged over tasks; "
+        "class-incremental the expert answers the task's own classes alone."
+    )
     found = [
         Column("Of\nexp.", "Of its experts, %", near, _of("merging.normalised_accuracy", percent)),
         Column("Train\ns", "Training time, s", time, _of("training_seconds", _seconds)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -14,13 +16,14 @@ from lifelong.streams.task import Split, Task
 BATCH = 1024
 
 
-def accuracy(learner: Learner, method: Method, task: Task, split: Split) -> float:
+def accuracy(learner: Learner, method: Method, task: Task, split: Split, among: Sequence[int] | None = None) -> float:
     """Return the share, 0..1, of `split` that `method` answers rightly when the sample's task is `task`.
 
     Args:
         learner: put in evaluation mode meanwhile, and back.
         task: only where the scenario tells the task does it enter the answer.
         split: `ready` or not; at least one sample.
+        among: the classes that may be answered; all that are known by default.
     """
     ready = split.ready(learner.device)
     right = torch.zeros((), dtype=torch.int64, device=learner.device)
@@ -29,6 +32,10 @@ def accuracy(learner: Learner, method: Method, task: Task, split: Split) -> floa
             logits = _answer(learner, method, inputs, task.index)
             if logits.shape[1] == 0:  # no class has been learned yet, so none can be answered
                 return 0.0
+            if among is not None:
+                others = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
+                others[list(among)] = False
+                logits = logits.masked_fill(others, -torch.inf)
             right += (logits.argmax(1) == targets).sum()
     return int(right) / len(ready)
 
