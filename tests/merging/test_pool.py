@@ -59,6 +59,27 @@ def test_any_choice_is_merged_by_any_rule(pool: Pool, names: list[str] | None) -
     torch.testing.assert_close(pool.merge("linear", names)["one.weight"], mean)
 
 
+class Tied(nn.Module):
+    """Two names for one weight, and a buffer that is not saved, as language models have."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.inner, self.outer = nn.Embedding(7, 4), nn.Linear(4, 7)
+        self.outer.weight = self.inner.weight
+        self.register_buffer("places", torch.arange(7), persistent=False)
+
+
+def test_a_merge_of_modules_is_loaded_again(tmp_path: Path) -> None:
+    made, experts = Pool.create(tmp_path / "tied", Tied(0)), [Tied(1), Tied(2)]
+    for number, expert in enumerate(experts):
+        made.add(f"expert {number}", expert, base=Tied(0))
+    answer = Tied(3)
+    answer.load_state_dict(made.merge("linear"))
+    torch.testing.assert_close(answer.outer.weight, (experts[0].inner.weight + experts[1].inner.weight) / 2)
+    assert answer.outer.weight is answer.inner.weight
+
+
 def test_interpolation_goes_from_one_expert_to_the_other(pool: Pool) -> None:
     found = pool.interpolate("a", "b", 0.25)
     expected = 0.75 * EXPERTS["a"]["two.weight"] + 0.25 * EXPERTS["b"]["two.weight"]

@@ -347,8 +347,15 @@ def fingerprint(weights: Params) -> str:
 
 
 def _weights(model: nn.Module | Params) -> Params:
-    found = tree.weights(model) if isinstance(model, nn.Module) else model
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
+    """Return weights as a module saves them and loads them again: tied ones by each name, no passing buffers."""
+    found = model.state_dict() if isinstance(model, nn.Module) else model
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
+    met: set[int] = set()
+    for name, tensor in weights.items():
+        if tensor.data_ptr() in met:  # safetensors stores no tensor twice
+            weights[name] = tensor.clone()
+        met.add(tensor.data_ptr())
+    return weights
 
 
 def _change(name: str, base: Params, expert: Params) -> Params:
