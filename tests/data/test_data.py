@@ -123,6 +123,7 @@ def test_tables(tmp_path: Path, ending: str) -> None:
         ({"a": [1.0, 2.0, "twelve", 3.0]}, "kind", "rows.csv, row 2: column 'a' holds 'twelve' among numbers"),
         ({"a": [1.0, None, 2.0, 3.0]}, "kind", "column 'a' lacks 1 of its 4 values"),
         ({}, "kidn", "did you mean 'kind'?"),
+        ({"kind": [0.25, 1.0, 2.0, 3.0]}, "kind", "label column 'kind' holds fractions such as 0.25"),
         ({}, None, "no label column"),
     ],
 )

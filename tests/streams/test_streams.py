@@ -102,6 +102,27 @@ def test_domains_want_samples_of_one_shape() -> None:
         domains([images(name="a"), images(name="b", shape=(1, 5, 5))])
 
 
+def test_domains_share_labels_by_name() -> None:
+    inputs, targets = torch.rand(4, 3), torch.tensor([0, 0, 1, 1])
+
+    def named(name: str, *classes: str) -> Dataset:
+        return from_tensors((inputs, targets), (inputs, targets), name=name, classes=classes)
+
+    first, turned, other = named("a", "bad", "good"), named("b", "good", "bad"), named("c", "neg", "pos")
+    stream = domains([first, turned])
+    assert stream.classes == ("bad", "good")
+    assert stream.tasks[1].train.targets.tolist() == stream.tasks[1].test.targets.tolist() == [1, 1, 0, 0]
+    with pytest.raises(
+        InputError, match="a calls them bad, good and c neg, pos: name them alike, or use scenario task"
+    ):
+        domains([first, other])
+    with pytest.raises(InputError, match="a calls them bad, good and c neg, pos"):
+        domains([first], unseen=[other])
+    for scenario in (Scenario.TASK, Scenario.CLASS):
+        assert len(domains([first, other], scenario=scenario)) == 2
+    assert domains([first, named("d", "0", "1")]).tasks[1].train.targets.tolist() == [0, 0, 1, 1]
+
+
 def test_validation_is_cut_from_training_samples_only() -> None:
     data = images(each=10)
     task = permuted(data, tasks=1, cut=Cut(validation=0.2)).tasks[0]

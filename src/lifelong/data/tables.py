@@ -128,7 +128,16 @@ def _target(path: Path, columns: list[str], target: str | None) -> str:
 
 def _classes(path: Path, table: Any, column: str) -> tuple[str, ...]:
     try:
-        return tuple(str(each) for each in sorted(table[column].dropna().unique()))
+        labels = sorted(table[column].dropna().unique())
+        fraction = next(
+            (each for each in labels if isinstance(each, float | np.floating) and not float(each).is_integer()), None
+        )
+        if fraction is not None:
+            raise InputError(
+                f"table {path}: label column {column!r} holds fractions such as {fraction:g}, and labels are classes: "
+                "numbers are not predicted, so divide them into classes (or write them as text if each is one)"
+            )
+        return tuple(str(each) for each in labels)
     except TypeError:  # lists cannot be hashed, and text cannot be compared with numbers
         raise InputError(f"table {path}: labels in {column!r} must be all numbers or all text") from None
 

@@ -149,21 +149,40 @@ def domains(
     Args:
         datasets: what is learned.
         unseen: what is never learned, to see what learning the others was worth there.
-        scenario: unseen domains need `domain`, as they share the labels then.
+        scenario: `domain` has one set of labels: classes of the same names in another order are numbered as the first
+            data set's. Unseen domains need it.
         seed: of the division of training data.
         cut: how it is divided.
 
     Raises:
-        InputError: data sets whose samples differ in shape, or unseen ones where labels are not shared.
+        InputError: data sets whose samples differ in shape, or whose labels do where they are shared, or unseen ones
+            where labels are not shared.
     """
     if unseen and scenario is not Scenario.DOMAIN:
         raise InputError(f"unseen domains share the labels of the learned ones, and scenario {scenario.value} does not")
     learned = len(datasets)
     datasets = alike([*datasets, *unseen])
+    if scenario is Scenario.DOMAIN:
+        datasets = [_numbered_as(datasets[0], data) for data in datasets]
     parts = [Part(data.name, data.train, data.test, data.classes) for data in datasets]
     named = ",".join(data.name for data in datasets[:learned])
     whole = assemble("domains", named, scenario, parts, cut or Cut(seed=seed))
     return replace(whole, tasks=whole.tasks[:learned], unseen=whole.tasks[learned:])
+
+
+def _numbered_as(first: Dataset, other: Dataset) -> Dataset:
+    """Return `other` with its labels numbered as in `first`; names that are plain numbers agree with any."""
+    if other.classes == first.classes or any(all(name.isdecimal() for name in each.classes) for each in (first, other)):
+        return other
+    if sorted(other.classes) != sorted(first.classes):
+        raise InputError(
+            f"scenario domain shares one set of labels, but {first.name} calls them {', '.join(first.classes[:4])} and "
+            f"{other.name} {', '.join(other.classes[:4])}: name them alike, or use scenario task or class"
+        )
+    # One more for a label that training never saw, which is refused by its number later.
+    places = torch.tensor([*(first.classes.index(name) for name in other.classes), len(first.classes)])
+    train, test = (Samples(each.inputs, places[each.targets]) for each in (other.train, other.test))
+    return replace(other, train=train, test=test, classes=first.classes)
 
 
 def alike(datasets: Sequence[Dataset]) -> Sequence[Dataset]:
