@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -433,14 +433,32 @@ def test_what_a_run_leaves_is_the_merge_and_what_it_found(tmp_path: Path) -> Non
 
 def test_experts_are_put_into_a_pool_and_merge_there_as_here(tmp_path: Path) -> None:
     settings = {"pool": str(tmp_path / "pool")}
-    *_, running, stream = whole("magmax", method_settings=settings)
+    *_, learner, running, stream = whole("magmax", method_settings=settings)
     pool = Pool(tmp_path / "pool")
     assert [member.task["name"] for member in pool.members.values()] == [task.name for task in stream.tasks]
     torch.testing.assert_close(pool.merge("magmax", scale=0.5), running.merged)
     whole("magmax", method_settings=settings)  # again: the same experts, replaced
     assert len(Pool(tmp_path / "pool").members) == 3
+    last = list(pool.members)[-1]
+    assert pool.nearest(running.prototype(learner, stream.tasks[-1]))[0] == (last, pytest.approx(1))
     with pytest.raises(InputError, match="is of another base"):
         whole("magmax", method_settings=settings, seed=1)
+
+
+def test_a_pool_that_cannot_take_the_experts_is_refused_before_any_is_trained(tmp_path: Path) -> None:
+    def refused(says: str, pool: Path, **more: Any) -> None:
+        events = learned("magmax", method_settings={"pool": str(pool)}, **more)
+        with pytest.raises(InputError, match=says):
+            next(events)
+
+    weights = tmp_path / "weights"
+    learner = build.learner(made := recipe(values("naive")), build.stream(made))
+    save_file({name: each for name, each in learner.model.state_dict().items() if "trunk" in name}, weights)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "some.txt").write_text("mine")
+    refused("exists and is not empty", tmp_path / "notes")
+    whole("magmax", tasks=1, weights=str(weights), method_settings={"pool": str(tmp_path / "pool")})
+    refused("has 'task 1 .*' of another run", tmp_path / "pool", weights=str(weights), tasks=1, seed=1)
 
 
 def test_normalised_accuracy_is_the_mean_share_of_the_experts() -> None:

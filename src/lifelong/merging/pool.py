@@ -157,12 +157,8 @@ class Pool:
                 cannot be a file's, or a task vector that alone is beyond the pool's limit.
         """
         self._check_new(name, replace)
-        if base is not None and (theirs := base if isinstance(base, str) else fingerprint(_weights(base))) != (
-            self.fingerprint
-        ):
-            raise InputError(
-                f"expert {name} is of another base ({theirs}) than the pool {self.folder} ({self.fingerprint})"
-            )
+        if base is not None:
+            self.check_base(name, base)
         change = _change(name, self.base(), _weights(expert))
         packed = pack(change, format, density)
         restored = unpack(packed, {each: tensor.shape for each, tensor in change.items()})
@@ -188,6 +184,14 @@ class Pool:
             write_file(self.folder / member.file, content)
             self._members = {**{each: kept for each, kept in self._members.items() if each != name}, name: member}
             return self._make_room(name)
+
+    def check_base(self, name: str, base: nn.Module | Params | str) -> None:
+        """Refuse the expert `name` if `base`, a module, weights or their fingerprint, is not the pool's."""
+        theirs = base if isinstance(base, str) else fingerprint(_weights(base))
+        if theirs != self.fingerprint:
+            raise InputError(
+                f"expert {name} is of another base ({theirs}) than the pool {self.folder} ({self.fingerprint})"
+            )
 
     def remove(self, name: str) -> None:
         """Forget an expert.

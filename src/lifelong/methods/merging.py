@@ -113,7 +113,7 @@ class Merging(Method):
         """Freeze what does not learn, and go back to the base where tasks are trained independently.
 
         Raises:
-            InputError: a head that cannot be treated as asked for.
+            InputError: a head that cannot be treated as asked for, or a pool of another base or run.
         """
         self._hold_head(learner)
         self.labels = list(task.classes)
@@ -126,6 +126,9 @@ class Merging(Method):
         elif self.training == "independent":
             start_over(learner, self._live(learner), self.base)
             tree.copy_(dict(learner.model.named_buffers()), self.base_buffers)
+        if self.pool is not None:
+            # What is refused should not wait until the task is learned.
+            self._check_pool(Path(self.pool), learner, task)
 
     def loss(self, learner: Learner, batch: Batch, logits: Tensor, loss: Tensor) -> Tensor:
         if learner.scenario is not Scenario.CLASS or self.outputs == "seen":
@@ -140,7 +143,10 @@ class Merging(Method):
         fold(learner.model.trunk)  # the adapters of this task, if there are any, become part of its expert
         expert, statistics = tree.snapshot(self._live(learner)), self.statistics(learner, task)
         if self.pool is not None:
-            self._put_into_pool(Path(self.pool), task, expert)
+            name, known = self._in_pool(learner, task)
+            found_in_base = self.prototype(learner, task)
+            # A run that is resumed may have stored it already.
+            Pool(self.pool).add(name, expert, base=self.base, task=known, prototype=found_in_base, replace=True)
         found = conflicts(self.base, self.merged, expert) if self.merged else {}
         self.conflicts += [shares(found)] if found else []
         if self.conflict is not None:
@@ -229,13 +235,20 @@ class Merging(Method):
             learning_rate=self.distill_rate,
         )
 
-    def _put_into_pool(self, folder: Path, task: Task, expert: Params) -> None:
+    def _check_pool(self, folder: Path, learner: Learner, task: Task) -> None:
         pool = Pool(folder) if (folder / MANIFEST).is_file() else Pool.create(folder, self.base)
+        name, known = self._in_pool(learner, task)
+        pool.check_base(name, self.base)
+        there = pool.members.get(name)
+        if there is not None and there.task != known:
+            raise InputError(f"the pool {folder} has {name!r} of another run: give each run a pool of its own")
+
+    def _in_pool(self, learner: Learner, task: Task) -> tuple[str, dict[str, Any]]:
+        """Return the name of the expert of `task` in a pool, and what is remembered of it there."""
         samples = fingerprint({"inputs": task.train.inputs, "targets": task.train.targets})
         known = {"name": task.name, "classes": list(task.classes), "fingerprint": samples}
-        # A run that is resumed may have stored it already.
         name = re.sub(r"[^\w .+=-]+", "-", f"task {task.index + 1} {task.name}")
-        pool.add(name, expert, base=self.base, task=known, replace=True)
+        return name, {**known, "seed": learner.seed, "training": self.training}
 
     def _stays_apart(
         self, learner: Learner, task: Task, expert: Params, statistics: Params, found: dict[str, tuple[int, int]]
