@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.func import functional_call
 
 import lifelong
 from lifelong import curvature, randomness
@@ -19,6 +22,7 @@ from lifelong.experiments import build
 from lifelong.experiments.recipe import recipe
 from lifelong.experiments.run import Every, events, run
 from lifelong.methods import MagMax, Merge, samples
+from lifelong.models.pretrained.adapters import without_adapters
 from lifelong.streams import split
 from lifelong.training.loop import Step, TaskDone, train
 
@@ -197,6 +201,29 @@ def test_adapters_of_each_task_are_merged_as_the_weights_they_change(root: Path,
         assert torch.linalg.matrix_rank(second, rtol=1e-4) == (4 if training == "sequential" else 2)
         largest = torch.where(second.abs() >= first.abs(), second, first)
         torch.testing.assert_close(method.merged[name], method.base[name] + 0.5 * largest)
+
+
+@pytest.mark.parametrize("method", ["naive", "magmax"])
+def test_what_a_run_with_adapters_leaves_is_a_network_without(root: Path, tmp_path: Path, method: str) -> None:
+    lora = {"learn": "lora", "rank": 2, "adapted": ["query", "output.dense"]}
+    made = recipe(texts(root, epochs=1, model=lora, method=method))
+    stream, running = build.stream(made), build.method(made)
+    learner = build.learner(made, stream)
+    for _ in train(learner, running, stream, build.schedule(made)):
+        pass
+    weights, file = running.weights(learner), tmp_path / "left.safetensors"
+    save_file(without_adapters(learner.model, weights), file)
+    inputs = next(stream.tasks[0].test.ready(learner.device).batches(16))[0]
+    with torch.no_grad():
+        learner.model.eval()
+        trunk = {name.removeprefix("trunk."): each for name, each in weights.items() if name.startswith("trunk.")}
+        expected = functional_call(learner.model.trunk, trunk, (inputs,))
+        for learn in ({"learn": "all"}, lora):
+            other = build.learner(recipe(texts(root, model=learn, weights=str(file))), stream).model.eval()
+            torch.testing.assert_close(other.trunk(inputs), expected, rtol=1e-4, atol=1e-5)
+    lifelong.run(**texts(root, epochs=1, model=lora, method=method), out=tmp_path / "run")
+    with safe_open(tmp_path / "run" / "model.safetensors", "pt") as left:
+        assert set(left.keys()) == set(load_file(file))
 
 
 @pytest.mark.parametrize("rule", ["fisher", "regmean"])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 import lifelong
@@ -17,6 +17,7 @@ from lifelong.cli import main
 from lifelong.errors import InputError
 from lifelong.experiments import build
 from lifelong.experiments.recipe import differences, recipe, record
+from lifelong.models.weights import load_trunk
 
 QUICK: dict[str, Any] = {"tasks": 2, "train_samples": 64, "threads": 1, "device": "cpu", "batch_size": 16}
 SMALL: dict[str, Any] = {**QUICK, "model_settings": {"hidden": [8]}}
@@ -143,3 +144,20 @@ def test_tune_takes_the_weights_of_the_command_line(earlier: Path, tmp_path: Pat
     grid = ["--grid", "lr=0.1", "--weights", str(earlier), "--threads", "1"]
     assert main(["tune", str(tmp_path / "recipe.yaml"), "--row", "naive", *grid]) == 0
     assert other["recipe"]["weights"] == {"name": None}
+
+
+class Shifted(nn.Module):
+    """A weight of its own, in no layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift, self.layer = nn.Parameter(torch.randn(3)), nn.Linear(3, 3)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.layer(inputs + self.shift)
+
+
+def test_weights_in_no_layer_are_found_too() -> None:
+    source, other = Shifted(), Shifted()
+    load_trunk(other, save(dict(source.state_dict())), "memory")
+    torch.testing.assert_close(other.state_dict(), source.state_dict(), rtol=0, atol=0)

@@ -24,6 +24,7 @@ from lifelong.experiments.recipe import Recipe, differences, record
 from lifelong.experiments.result import Tally
 from lifelong.learner import Learner
 from lifelong.methods import Method
+from lifelong.models.pretrained.adapters import without_adapters
 from lifelong.streams import Scenario, Stream, Task
 from lifelong.training import checkpoint, loop, state
 from lifelong.training.early_stopping import EarlyStopping
@@ -400,7 +401,8 @@ def _finish(running: Run) -> dict[str, Any]:
         **results.surroundings(),
     }
     if running.folder is not None:
-        whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.items()}
+        plain = without_adapters(running.learner.model, model)
+        whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in plain.items()}
         files.write_file(running.folder / "model.safetensors", save(whole))
         files.write_json(running.folder / "result.json", result)
     return result

@@ -11,6 +11,7 @@ from torch import nn
 
 from lifelong import tree
 from lifelong.errors import InputError
+from lifelong.models.pretrained.adapters import adapter_weights, beside_adapters
 
 # How many tensors of each kind an error names.
 _NAMED = 4
@@ -20,7 +21,8 @@ def load_trunk(trunk: nn.Module, content: bytes, name: str) -> None:
     """Copy the tensors of a safetensors file into `trunk`, all of them or none.
 
     Of a file that a run left (`trunk.` before the names, and `head.`) the head is left out. So are the tensors of the
-    one layer that was taken off `trunk` as its head, where the file is that of the whole classifier.
+    one layer that was taken off `trunk` as its head, where the file is that of the whole classifier. Adapters
+    begin anew where the file has none.
 
     Args:
         trunk: changed in place.
@@ -36,7 +38,10 @@ def load_trunk(trunk: nn.Module, content: bytes, name: str) -> None:
         raise InputError(f"weights {name} are no safetensors file: {error}") from None
     if found and all(each.startswith(("trunk.", "head.")) for each in found):
         found = {each.removeprefix("trunk."): tensor for each, tensor in found.items() if each.startswith("trunk.")}
-    live, known = tree.weights(trunk), trunk.state_dict().keys()
+    found = beside_adapters(trunk, found)
+    absent = adapter_weights(trunk) - found.keys()
+    live = {each: tensor for each, tensor in tree.weights(trunk).items() if each not in absent}
+    known = trunk.state_dict().keys()
     # Buffers that are not persistent may be in a file, and tied tensors under each of their names: neither must be.
     missing = [each for each in live if each in known and each not in found]
     # The order of a file's tensors differs from one reading to the next.

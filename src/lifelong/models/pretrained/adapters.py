@@ -47,6 +47,12 @@ def adapted_layers(module: nn.Module) -> dict[str, nn.Module]:
     return {f"{name}.base_layer": module.get_submodule(name) for name in names}
 
 
+def adapter_weights(module: nn.Module) -> set[str]:
+    """Return the names of the weights of adapters in `module`."""
+    inside = tuple(f"{name.removesuffix('.base_layer')}.lora_" for name in adapted_layers(module))
+    return {name for name, _ in module.named_parameters() if name.startswith(inside)}
+
+
 def mergeable(module: nn.Module) -> Params:
     """Return the live weights of `module` that rules merge: those that adapters change, or else those that learn.
 
@@ -54,6 +60,30 @@ def mergeable(module: nn.Module) -> Params:
     """
     live = dict(module.named_parameters())
     return {f"{name}.weight": live[f"{name}.weight"] for name in adapted_layers(module)} or tree.parameters(module)
+
+
+@torch.no_grad()
+def without_adapters(module: nn.Module, weights: Params) -> Params:
+    """Return `weights` of `module` by the names of the network without adapters, which are part of what they change."""
+    layers, adapters = adapted_layers(module), adapter_weights(module)
+    changed = {
+        f"{name}.weight": weights[f"{name}.weight"] + layer.get_delta_weight(_NAME)  # type: ignore[operator]
+        for name, layer in layers.items()
+    }
+    kept = {name: changed.get(name, each) for name, each in weights.items() if name not in adapters}
+    outside = {f"{name}.": f"{name.removesuffix('base_layer')}" for name in layers}
+    return _renamed(kept, outside)
+
+
+def beside_adapters(module: nn.Module, weights: Params) -> Params:
+    """Return `weights` of the network without adapters by the names that `module` has them under, adapters left out."""
+    return _renamed(weights, {name.removesuffix("base_layer"): f"{name}." for name in adapted_layers(module)})
+
+
+def _renamed(weights: Params, layers: dict[str, str]) -> Params:
+    """Return `weights` with other names of the layers that they are of, such as `layer.` for `layer.base_layer.`."""
+    cut = {name: name.rfind(".") + 1 for name in weights}
+    return {layers.get(name[:end], name[:end]) + name[end:]: weights[name] for name, end in cut.items()}
 
 
 @torch.no_grad()
