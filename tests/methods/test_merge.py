@@ -314,6 +314,19 @@ def test_a_task_in_conflict_stays_apart_and_answers_as_its_expert() -> None:
             assert accuracy(learner, running, stream.tasks[index], stream.tasks[index].test) == alone
 
 
+def test_after_a_task_that_stays_apart_training_goes_on_from_the_one_before() -> None:
+    model = {"name": "convnet", "channels": [4]}
+    settings = {"conflict": 0.0, "excess": 0.0}
+    begun, experts, _, running, _ = whole("magmax", method_settings=settings, model=model, tasks=5, steps=60, lr=0.05)
+    apart = {int(index) for index in running.apart.weights}
+    assert apart & {1, 2, 3}
+    merged = [index for index in range(5) if index not in apart]
+    for index in range(1, 5):
+        before = max(each for each in merged if each < index)
+        moved = {name: each for name, each in begun[index].items() if each.is_floating_point()}
+        torch.testing.assert_close(moved, {name: experts[before][name] for name in moved}, rtol=0, atol=0)
+
+
 def test_no_task_stays_apart_where_merging_costs_little() -> None:
     *_, running, _ = whole("magmax", method_settings={"conflict": 0.0, "excess": 1000.0})
     assert not running.apart.weights

@@ -43,10 +43,11 @@ class Merging(Method):
     """Abstract: train each task, merge what it changed into what was merged before, answer with the merge.
 
     `base` are the weights that the run began with, theta_0; the weights after a task are its expert, theta_t. The
-    network itself stays the last expert: sequential training goes on from it, independent training goes back to the
-    base. Until the first task is over, and within a task, the network itself answers. With `distill_epochs` the merge
-    then learns, on the samples of the task, what its expert answers and what the merge before it answers for earlier
-    tasks; the experts stay as they are, so the next merge begins without it.
+    network itself stays the last expert: sequential training goes on from it, or where it stays apart from the one
+    before, independent training goes back to the base. Until the first task is over, and within a task, the network
+    itself answers. With `distill_epochs` the merge then learns, on the samples of the task, what its expert answers and
+    what the merge before it answers for earlier tasks; the experts stay as they are, so the next merge begins without
+    it.
 
     A method of this kind says how experts are kept (`begun`), and perhaps what becomes of them (`combined`).
     """
@@ -74,7 +75,10 @@ class Merging(Method):
         None, "above this share of opposed signs a task may stay apart, 0 to 1; none does by default", ge=0, le=1
     )
     excess: float = setting(
-        0.5, "and it does where merging raises the loss on its validation samples by more than this, in nats", ge=0
+        0.5,
+        "and it does where merging raises the loss on its validation samples, or training samples if there are none, "
+        "by more than this, in nats",
+        ge=0,
     )
     distill_epochs: int = setting(
         0,
@@ -92,6 +96,7 @@ class Merging(Method):
     sizes: list[int] = state(list)
     conflicts: list[dict[str, float]] = state(list)
     apart: Routes = state(Routes)
+    last: Params = state(dict)
 
     def __post_init__(self) -> None:
         self.kept = self.begun()
@@ -126,6 +131,11 @@ class Merging(Method):
         elif self.training == "independent":
             start_over(learner, self._live(learner), self.base)
             tree.copy_(dict(learner.model.named_buffers()), self.base_buffers)
+        elif self.last and str(task.index - 1) in self.apart.weights:
+            # What opposes the merge should not come into it with the next task.
+            start_over(learner, self._live(learner), {name: self.last[name] for name in self.base})
+            live = statistics_of(learner.model)
+            tree.copy_(live, {name: self.last[name] for name in live})
         if self.pool is not None:
             # What is refused should not wait until the task is learned.
             self._check_pool(Path(self.pool), learner, task)
@@ -156,6 +166,8 @@ class Merging(Method):
             return
         before = {**self.merged, **self.buffers}
         self.kept.add(self.base, expert, statistics)
+        if self.conflict is not None and self.training == "sequential":
+            self.last = {**expert, **tree.snapshot(statistics_of(learner.model))}
         self.merged = self.combined(learner, task)
         self.buffers = self._statistics_of_merge(learner, task)
         if self.distill_epochs:
