@@ -85,3 +85,35 @@ def clip(folder: Path, *, words: Sequence[str] = WORDS) -> Path:
     )
     CLIPModel(config).save_pretrained(folder)
     return folder
+
+
+def convnext(folder: Path) -> Path:
+    """Write an image encoder of convolutions, whose last states are maps."""
+    from transformers import ConvNextConfig, ConvNextModel
+
+    torch.manual_seed(0)
+    config = ConvNextConfig(patch_size=2, hidden_sizes=[8, 12], depths=[1, 1], num_stages=2, image_size=16)
+    ConvNextModel(config).save_pretrained(folder)
+    return folder
+
+
+def siglip(folder: Path) -> Path:
+    """Write a pair of towers of which that for images pools by attention."""
+    from transformers import SiglipConfig, SiglipModel
+
+    torch.manual_seed(0)
+    tower = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    vision, text = {**tower, "image_size": 16, "patch_size": 8}, {**tower, "vocab_size": 14}
+    SiglipModel(SiglipConfig(vision_config=vision, text_config=text)).save_pretrained(folder)
+    return folder
+
+
+def t5(folder: Path, *, words: Sequence[str] = WORDS) -> Path:
+    """Write an encoder and decoder of texts with its tokenizer."""
+    from transformers import T5Config, T5Model
+
+    tokenizer(folder, words)
+    torch.manual_seed(0)
+    config = T5Config(vocab_size=4 + len(words), d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2)
+    T5Model(config).save_pretrained(folder)
+    return folder

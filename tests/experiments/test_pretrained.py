@@ -72,6 +72,7 @@ def test_domains_of_texts(root: Path, learn: str) -> None:
     assert result["unseen"]["tasks"] == ["lens"]
     assert result["unseen_accuracy"] == result["unseen"]["after"][0] > (0.6 if learn == "head" else 0.9)
     assert result["unseen"]["before"][0] < 0.8
+    assert result["unseen_transfer"] == result["unseen"]["after"][0] - result["unseen"]["before"][0]
     # 3 layers of 4 square matrices and 2 of 16x24, at rank 8 each, and the head.
     assert learn == "all" or result["parameters"] == {"head": 34, "lora": 34 + 3 * 8 * (4 * 32 + 2 * 40)}[learn]
 

@@ -34,6 +34,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "bert without pooler": tiny.bert(root / "plain", pooler=False),
         "vit": tiny.vit(root / "vit"),
         "clip": tiny.clip(root / "clip"),
+        "convnext": tiny.convnext(root / "convnext"),
+        "siglip": tiny.siglip(root / "siglip"),
+        "t5": tiny.t5(root / "t5"),
     }
 
 
@@ -61,6 +64,38 @@ def test_text_features_are_those_of_each_text_alone(folders: dict[str, Path], po
     with torch.no_grad():
         torch.testing.assert_close(made(inputs), torch.cat(expected))
     torch.testing.assert_close(made(inputs), torch.cat(expected))  # not in pieces, as where importances are measured
+
+
+def test_maps_are_pooled_as_the_network_does_or_over_their_places(folders: dict[str, Path]) -> None:
+    encoder = transformers.AutoModel.from_pretrained(folders["convnext"]).eval()
+    own, mean = trunk(folders["convnext"]), trunk(folders["convnext"], pooling="mean")
+    with torch.no_grad():
+        output = encoder(own.prepared(IMAGES))
+        torch.testing.assert_close(own(IMAGES), output.pooler_output)
+        torch.testing.assert_close(mean(IMAGES), output.last_hidden_state.mean((2, 3)))
+    with pytest.raises(InputError, match="maps and no tokens, so take pooling mean"):
+        trunk(folders["convnext"], pooling="first")(IMAGES)
+
+
+def test_of_two_towers_that_for_images_and_of_an_encoder_with_a_decoder_the_encoder(folders: dict[str, Path]) -> None:
+    towers = transformers.AutoModel.from_pretrained(folders["siglip"]).eval()
+    made = trunk(folders["siglip"])
+    with torch.no_grad():
+        torch.testing.assert_close(made(IMAGES), towers.vision_model(made.prepared(IMAGES)).pooler_output)
+    whole = transformers.AutoModel.from_pretrained(folders["t5"]).eval()
+    read, made = transformers.AutoTokenizer.from_pretrained(folders["t5"]), trunk(folders["t5"], (10,))
+    with torch.no_grad():
+        states = [whole.encoder(**read(text, return_tensors="pt")).last_hidden_state.mean(1) for text in TEXTS]
+        torch.testing.assert_close(made(tokens(folders["t5"])), torch.cat(states))
+
+
+def test_what_a_network_does_not_read_is_told(folders: dict[str, Path]) -> None:
+    with pytest.raises(InputError, match="vit reads no text, and the data holds texts"):
+        tokens(folders["vit"])
+    with pytest.raises(InputError, match="vit reads images, and the data holds none"):
+        trunk(folders["vit"], (10,))
+    with pytest.raises(InputError, match="bert reads text, and the data holds images"):
+        trunk(folders["bert"], (3, 16, 16))
 
 
 def test_texts_are_cut_off_at_the_number_of_tokens(folders: dict[str, Path]) -> None:
@@ -135,7 +170,7 @@ def test_a_model_that_is_not_there_or_reads_something_else(folders: dict[str, Pa
     with pytest.raises(InputError, match=r"reads at most 32 tokens, and model.tokens is 33"):
         trunk(folders["bert"], tokens=33)
     with pytest.raises(InputError, match="no pooler that was trained"):
-        trunk(folders["bert without pooler"], pooling="pooler")
+        trunk(folders["bert without pooler"], (10,), pooling="pooler")
     for name in ("mlp", "efficientnet-lite0"):
         with pytest.raises(InputError, match="reads no text: take minilm"):
             models.tokenizer(name, {})
@@ -155,7 +190,7 @@ def test_a_tokenizer_that_belongs_to_another_model(folders: dict[str, Path], tmp
 
 
 def test_layers_learn_at_rates_of_their_own(folders: dict[str, Path]) -> None:
-    made = trunk(folders["bert"])
+    made = trunk(folders["bert"], (10,))
     factors = set_rates(made, 0.5, {"embeddings.position_embeddings": 0, "encoder.layer.1.output": 0.1})
     named = dict(made.named_parameters())
     by_name = {name: factors.get(parameter, 1.0) for name, parameter in named.items()}
@@ -222,7 +257,7 @@ def test_adapters_begin_as_the_network_and_fold_into_it(folders: dict[str, Path]
     assert not bool(left.any())
     assert mergeable(plain).keys() == dict(plain.named_parameters()).keys()
     with pytest.raises(InputError, match=r"no layer's name ends with 'qery', did you mean 'query'"):
-        models.prepare(trunk(folders["bert"]), models.Pretrained(learn="lora", adapted=("qery",)))
+        models.prepare(trunk(folders["bert"], (10,)), models.Pretrained(learn="lora", adapted=("qery",)))
 
 
 def test_names_of_classes_are_embedded_as_the_library_does(folders: dict[str, Path]) -> None:

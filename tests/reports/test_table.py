@@ -63,9 +63,10 @@ def test_what_is_reached_of_the_experts_is_told_only_where_something_is_merged()
 
 def test_accuracy_on_what_is_never_learned_is_told_only_where_something_was_held_out():
     assert "Unseen" not in printed([result("ewc", unseen_accuracy=None)])
-    lines = printed([result("ewc", unseen_accuracy=None), result("magmax", unseen_accuracy=0.654)]).splitlines()
-    assert lines[1].split()[:6] == ["Method", "Accuracy", "New", "Old", "Forget", "Unseen"]
-    assert [line.split()[5] for line in lines[2:]] == ["-", "65.4"]
+    held_out = result("magmax", unseen_accuracy=0.654, unseen_transfer=0.154)
+    lines = printed([result("ewc", unseen_accuracy=None), held_out]).splitlines()
+    assert lines[1].split()[:7] == ["Method", "Accuracy", "New", "Old", "Forget", "Unseen", "Gain"]
+    assert [line.split()[5:7] for line in lines[2:]] == [["-", "-"], ["65.4", "15.4"]]
 
 
 def test_expected_ranges_are_judged_only_where_given():

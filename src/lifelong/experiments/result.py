@@ -86,11 +86,15 @@ def of_merging(tally: Tally, found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def of_unseen(names: Sequence[str], rows: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """Return what is told of tasks that are never learned: mean accuracy at the end, and each before and after."""
+    """Return what is told of tasks that are never learned.
+
+    Mean accuracy at the end, what that is above the one before learning (forward transfer), and each before and after.
+    """
     if not names:
-        return {"unseen_accuracy": None, "unseen": None}
+        return {"unseen_accuracy": None, "unseen_transfer": None, "unseen": None}
     told = {"tasks": list(names), "before": rows[0], "after": rows[-1]}
-    return {"unseen_accuracy": float(np.mean(rows[-1])), "unseen": told}
+    end = float(np.mean(rows[-1]))
+    return {"unseen_accuracy": end, "unseen_transfer": end - float(np.mean(rows[0])), "unseen": told}
 
 
 def surroundings() -> dict[str, Any]:

@@ -57,13 +57,21 @@ def trunk(name: str, values: dict[str, Any], shape: tuple[int, ...], seed: int) 
         torch.manual_seed(randomness.derive(seed, "model"))
         chosen = pretrained_settings(name, values)
         if chosen is not None and is_pretrained(name):
-            return pretrained.load(name, chosen)
+            return _fitting(pretrained.load(name, chosen), name, shape)
         if chosen is not None:
             module = without_head(_imported(name), chosen.head_name)
             return module if chosen.image_size is None else ImageTrunk(module, side=chosen.image_size)
         if name not in MODELS:
             raise unknown("model", name, [*MODELS, *pretrained.NAMED])
         return settings.build(MODELS[name], values, f"model {name}").trunk(shape)
+
+
+def _fitting(made: ImageTrunk | TextTrunk, name: str, shape: tuple[int, ...]) -> ImageTrunk | TextTrunk:
+    """Return `made`, if it reads inputs of `shape`: images `[channels, height, width]`, or else rows of tokens."""
+    if isinstance(made, ImageTrunk) != (len(shape) == 3):
+        reads = "images" if isinstance(made, ImageTrunk) else "text"
+        raise InputError(f"model {name} reads {reads}, and the data holds {'images' if len(shape) == 3 else 'none'}")
+    return made
 
 
 def pretrained_settings(name: str, values: dict[str, Any]) -> Pretrained | None:

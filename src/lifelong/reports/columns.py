@@ -35,16 +35,18 @@ def accuracy_columns(section: Section) -> list[Column]:
     new = "Accuracy on a task right after learning it, averaged over tasks: plasticity."
     old = "Final accuracy on all tasks but the last: stability."
     lost = "Best accuracy ever reached on an earlier task less its final one; lower is better."
-    never = "Final accuracy on tasks that are never learned: forward transfer."
+    never = "Final accuracy on tasks that are never learned."
+    gained = "Final accuracy on tasks that are never learned less that before any learning: forward transfer."
     found = [
         Column("Accuracy", "Average accuracy at the end, %", end, _of("average_accuracy", percent)),
         Column("New", "On the new task, %", new, _of("new_accuracy", percent)),
         Column("Old", "On the old tasks at the end, %", old, _of("old_accuracy", percent)),
         Column("Forget", "Forgetting, points", lost, _of("forgetting", percent)),
         Column("Unseen", "On tasks never learned, %", never, _of("unseen_accuracy", percent)),
+        Column("Gain", "Gained on tasks never learned, points", gained, _of("unseen_transfer", percent)),
     ]
     held_out = any(result.get("unseen_accuracy") is not None for row in section.rows for result in row.results)
-    return found[: 5 if held_out else 4] + ([] if section.reference is None else [_against(section.reference)])
+    return found[: 6 if held_out else 4] + ([] if section.reference is None else [_against(section.reference)])
 
 
 def cost_columns(section: Section) -> list[Column]:

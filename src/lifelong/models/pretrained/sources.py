@@ -20,6 +20,7 @@ from lifelong.models.pretrained.trunks import (
     TextTrunk,
     first_token,
     mean_of_tokens,
+    own_or_first,
     pooled,
     projected,
 )
@@ -63,9 +64,10 @@ def from_transformers(name: str, chosen: Pretrained) -> ImageTrunk | TextTrunk:
         model, _ = weights(transformers.CLIPVisionModelWithProjection, name)
         return _image_trunk(model, name, chosen, config.vision_config.image_size, projected)
     model, missing = weights(transformers.AutoModel, name)
+    model, config = _encoder(model, config)
     takes = inspect.signature(model.forward).parameters
     if "pixel_values" in takes:
-        pool = _pool(name, chosen, model, missing, first_token)
+        pool = _pool(name, chosen, model, missing, own_or_first)
         return _image_trunk(model, name, chosen, getattr(config, "image_size", None), pool)
     if "input_ids" not in takes:
         raise InputError(f"model hf:{name} ({type(model).__name__}) reads neither images nor text")
@@ -73,6 +75,13 @@ def from_transformers(name: str, chosen: Pretrained) -> ImageTrunk | TextTrunk:
     length(name, chosen, config)
     _checkpoint(model, chosen)
     return TextTrunk(model, pool, pad=config.pad_token_id or 0, vocabulary=config.vocab_size)
+
+
+def _encoder(model: Any, config: Any) -> tuple[Any, Any]:
+    """Return the part of `model` that makes features, and its config: of two towers the one that reads images."""
+    if hasattr(model, "vision_model") and hasattr(config, "vision_config"):
+        return model.vision_model, config.vision_config
+    return (model.get_encoder() if config.is_encoder_decoder else model), config
 
 
 def read(kind: Any, name: str) -> Any:

@@ -45,13 +45,15 @@ def tokenizer_of(name: str, chosen: Pretrained) -> Tokenizer:
         InputError: none is there, or the chosen one does not belong to the model.
     """
     transformers = transformers_library()
+    config = read(transformers.AutoConfig, name)
+    if getattr(config.get_text_config(), "vocab_size", None) is None:
+        raise InputError(f"model hf:{name} reads no text, and the data holds texts: take minilm or a text encoder")
     given = name if chosen.tokenizer is None else chosen.tokenizer
     try:
         inner = transformers.AutoTokenizer.from_pretrained(given)
     except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise InputError(f"no tokenizer in {given} ({reason}): name one with model.tokenizer") from error
-    config = read(transformers.AutoConfig, name)
     most = length(name, chosen, config)
     _check_belongs(transformers, inner, given, name, config)
     words = inner.backend_tokenizer.to_str() if inner.is_fast else str(sorted(inner.get_vocab().items()))

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lifelong.errors import InputError
+
 # So many images at a time where no gradient is wanted: their activations stay in the CPU's cache.
 _IMAGES = 64
 # And so many texts of like length: enough rows for matrix products, and few of them padding.
@@ -113,8 +115,13 @@ class TextTrunk(nn.Module):
 
 
 def mean_of_tokens(output: Any, mask: Tensor | None) -> Tensor:
-    """Return the mean of the last hidden states `[batch, length, width]` over the tokens that there are."""
+    """Return the mean of the last hidden states over the tokens that there are, or over the places of maps.
+
+    They are `[batch, length, width]`, or `[batch, width, rows, columns]` of networks of convolutions.
+    """
     states: Tensor = output.last_hidden_state
+    if states.ndim == 4:
+        return states.mean((2, 3))
     if mask is None:
         return states.mean(1)
     weight = mask.unsqueeze(2).to(states.dtype)
@@ -122,9 +129,20 @@ def mean_of_tokens(output: Any, mask: Tensor | None) -> Tensor:
 
 
 def first_token(output: Any, mask: Tensor | None) -> Tensor:
-    """Return the last hidden state of the first token, `[batch, width]`."""
+    """Return the last hidden state of the first token, `[batch, width]`.
+
+    Raises:
+        InputError: the network has maps, and no tokens.
+    """
     states: Tensor = output.last_hidden_state
+    if states.ndim == 4:
+        raise InputError("pooling = first: the network's last states are maps and no tokens, so take pooling mean")
     return states[:, 0]
+
+
+def own_or_first(output: Any, mask: Tensor | None) -> Tensor:
+    """Return what the model itself pools, where it does without a module for it, or else the first token's state."""
+    return first_token(output, mask) if output.get("pooler_output") is None else pooled(output, mask)
 
 
 def pooled(output: Any, mask: Tensor | None) -> Tensor:
