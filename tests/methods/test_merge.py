@@ -474,6 +474,56 @@ def test_a_pool_that_cannot_take_the_experts_is_refused_before_any_is_trained(tm
     refused("has 'task 1 .*' of another run", tmp_path / "pool", weights=str(weights), tasks=1, seed=1)
 
 
+@pytest.mark.parametrize("exemplars", [0, 5, 1000])
+@pytest.mark.parametrize("scenario", ["task", "class", "domain"])
+def test_answers_by_class_means_in_the_merged_network(scenario: str, exemplars: int) -> None:
+    settings = {"answers": "class-means", "exemplars": exemplars}
+    kind = "permuted" if scenario == "domain" else "split"
+    means: list[list[Tensor]] = []  # after each task, of each class of all tasks so far, by all their samples
+    for event, learner, running, stream in learned(
+        "avg-sequential", scenario=scenario, stream=kind, method_settings=settings
+    ):
+        if isinstance(event, TaskDone):
+            means.append([])
+            for task in stream.tasks[: event.task.index + 1]:
+                ready = task.train.ready(learner.device)
+                found = F.normalize(merged_features(learner, running, ready.batch(torch.arange(len(ready)))[0]), dim=1)
+                means[-1] += [F.normalize(found[ready.targets == label].mean(0), dim=0) for label in task.classes]
+    classes = [len(task.classes) for task in stream.tasks]
+    of_task = [torch.stack(each) for each in (means[-1][sum(classes[:j]) : sum(classes[: j + 1])] for j in range(3))]
+    if exemplars == 0:  # as they were after their task
+        of_task = [torch.stack(means[j][-classes[j] :]) for j in range(3)]
+    assert len(running.means.memory) == sum(
+        min(exemplars, int((task.train.targets == label).sum())) for task in stream.tasks for label in task.classes
+    )
+    for task in stream.tasks:
+        inputs = task.test.ready(learner.device).batch(torch.arange(30))[0]
+        with torch.no_grad(), evaluating(learner.model):
+            answers = running.logits(learner, inputs, task.index)
+        keys = of_task[task.index]
+        if scenario != "task":
+            keys = torch.cat(of_task) if scenario == "class" else torch.stack(of_task).sum(0)
+        expected = 30 * F.normalize(merged_features(learner, running, inputs), dim=1) @ F.normalize(keys, dim=1).T
+        if exemplars == 5:  # of a few samples the means are near, and of those of the last task all were there
+            assert float((answers - expected).abs().max()) > 1e-3 or task.index == 2
+            assert float(F.cosine_similarity(answers, expected, dim=1).min()) > 0.9
+        else:
+            torch.testing.assert_close(answers, expected, rtol=1e-4, atol=1e-4)
+
+
+def merged_features(learner: Learner, running: Merging, inputs: Tensor) -> Tensor:
+    weights = {**running.merged, **running.buffers}
+    trunk = {name.removeprefix("trunk."): each for name, each in weights.items() if name.startswith("trunk.")}
+    with torch.no_grad(), evaluating(learner.model):
+        found: Tensor = functional_call(learner.model.trunk, trunk, (inputs,))
+    return found
+
+
+def test_class_means_are_of_one_merge() -> None:
+    with pytest.raises(InputError, match="answers = class-means are of one merge, and conflict lets tasks stay apart"):
+        whole("magmax", method_settings={"answers": "class-means", "conflict": 0.1})
+
+
 def test_normalised_accuracy_is_the_mean_share_of_the_experts() -> None:
     matrix = np.array([[0.0, 0.0], [0.9, 0.1], [0.6, 0.4]])
     assert normalised_accuracy(matrix, [0.8, 0.4]) == pytest.approx((0.75 + 1) / 2)

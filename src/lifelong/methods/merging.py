@@ -23,6 +23,7 @@ from lifelong.merging.collect import holding
 from lifelong.merging.incremental import Incremental
 from lifelong.merging.pool import MANIFEST, Pool, fingerprint
 from lifelong.methods import routes, samples
+from lifelong.methods.class_means import ClassMeans
 from lifelong.methods.distilled import distilled
 from lifelong.methods.method import Method, state
 from lifelong.methods.routes import Routes
@@ -86,6 +87,15 @@ class Merging(Method):
         ge=0,
     )
     distill_rate: float = setting(1e-4, "learning rate of these passes, by Adam, above 0", gt=0)
+    answers: Literal["head", "class-means"] = setting(
+        "head", "who answers: the head, or the nearest mean feature of a class in the merged network"
+    )
+    exemplars: int = setting(
+        20,
+        "class-means: training samples of each class that are kept, whose features give its mean after later merges; "
+        "with 0 means stay as they were after their task",
+        ge=0,
+    )
     pool: str | None = setting(None, "folder of a pool (`lifelong.Pool`) that the expert of each task is put into")
     kept: Any = state(lambda: None)
     base: Params = state(dict)
@@ -97,9 +107,14 @@ class Merging(Method):
     conflicts: list[dict[str, float]] = state(list)
     apart: Routes = state(Routes)
     last: Params = state(dict)
+    means: ClassMeans = state(ClassMeans)
 
     def __post_init__(self) -> None:
         self.kept = self.begun()
+        if self.answers == "class-means" and self.conflict is not None:
+            raise InputError(
+                "answers = class-means are of one merge, and conflict lets tasks stay apart: set one of them"
+            )
 
     @abstractmethod
     def begun(self) -> Incremental:
@@ -172,6 +187,9 @@ class Merging(Method):
         self.buffers = self._statistics_of_merge(learner, task)
         if self.distill_epochs:
             self.merged = self._distilled(learner, task, before)
+        if self.answers == "class-means":
+            merged = {**self.merged, **self.buffers}
+            self.means.meet(learner, task, lambda inputs: features(learner, merged, inputs), self.exemplars)
 
     def weights(self, learner: Learner) -> Params:
         return {**super().weights(learner), **self.merged, **self.buffers}
@@ -187,6 +205,9 @@ class Merging(Method):
         if learner.clock.step or not self.merged:
             return super().logits(learner, inputs, task)
         merged = {**self.merged, **self.buffers}
+        # The classes of a task that is yet to come have no means.
+        if self.answers == "class-means" and (learner.scenario is not Scenario.TASK or str(task) in self.means.rows):
+            return self.means.logits(learner.scenario, features(learner, merged, inputs), task)
         if not self.apart.weights:
             return answer(learner, merged, inputs, task)
         if learner.scenario is Scenario.TASK:
@@ -206,10 +227,7 @@ class Merging(Method):
         return torch.cat(found).mean(0)
 
     def _base_features(self, learner: Learner, inputs: Tensor) -> Tensor:
-        weights = {**self.base, **self.base_buffers}
-        trunk = {name.removeprefix("trunk."): each for name, each in weights.items() if name.startswith("trunk.")}
-        features: Tensor = functional_call(learner.model.trunk, trunk, (inputs,))
-        return features.float()
+        return features(learner, {**self.base, **self.base_buffers}, inputs).float()
 
     def _live(self, learner: Learner) -> Params:
         live = dict(learner.model.named_parameters())
@@ -308,6 +326,13 @@ def answer(learner: Learner, weights: Params, inputs: Tensor, task: int) -> Tens
     """Return the logits that the network gives with `weights`, nothing being copied; others are as they are."""
     logits: Tensor = functional_call(learner.model, weights, (inputs, task))
     return logits
+
+
+def features(learner: Learner, weights: Params, inputs: Tensor) -> Tensor:
+    """Return the features `[batch, width]` that the trunk gives with `weights`; others are as they are."""
+    trunk = {name.removeprefix("trunk."): each for name, each in weights.items() if name.startswith("trunk.")}
+    found: Tensor = functional_call(learner.model.trunk, trunk, (inputs,))
+    return found
 
 
 @torch.no_grad()
