@@ -444,7 +444,9 @@ def test_what_a_run_leaves_is_the_merge_and_what_it_found(tmp_path: Path) -> Non
     assert any((left[name] != each).any() for name, each in tree.weights(learner.model).items())
 
 
-def test_experts_are_put_into_a_pool_and_merge_there_as_here(tmp_path: Path) -> None:
+def test_experts_are_put_into_a_pool_and_merge_there_as_here(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     settings = {"pool": str(tmp_path / "pool")}
     *_, learner, running, stream = whole("magmax", method_settings=settings)
     pool = Pool(tmp_path / "pool")
@@ -453,6 +455,9 @@ def test_experts_are_put_into_a_pool_and_merge_there_as_here(tmp_path: Path) -> 
     whole("magmax", method_settings=settings)  # again: the same experts, replaced
     assert len(Pool(tmp_path / "pool").members) == 3
     last = list(pool.members)[-1]
+    capsys.readouterr()
+    assert main(["pool", "list", settings["pool"]]) == 0
+    assert f", task {stream.tasks[-1].name}\n3 experts" in capsys.readouterr().out
     assert pool.nearest(running.prototype(learner, stream.tasks[-1]))[0] == (last, pytest.approx(1))
     with pytest.raises(InputError, match="is of another base"):
         whole("magmax", method_settings=settings, seed=1)

@@ -91,6 +91,7 @@ def _list(arguments: Namespace) -> tuple[Any, str]:
     members = list(pool.members.values())
     rows = [
         f"{each.name}: {each.format}, {each.bytes:,} bytes, norm {each.norm:.4g}, relative error {each.error:.2g}"
+        + (f", task {each.task['name']}" if "name" in each.task else "")
         for each in members
     ]
     total = f"{len(members)} experts, {pool.bytes:,} bytes" + (f" of {pool.limit:,}" if pool.limit else "")
