@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
-from meta.problems import convnet, leaves, picture_tasks, pictures
+from meta.problems import WAYS, convnet, leaves, picture_tasks, pictures
 from torch import Tensor, nn
 
 from lifelong.errors import DivergedError, InputError
 from lifelong.meta import MAML, Engine, Problem, engine, task_network
 from lifelong.meta.columns import Window, to_columns
-from lifelong.meta.episodes import cross_entropy
-from lifelong.meta.network import Formulation, part
+from lifelong.meta.episodes import accuracy, cross_entropy
+from lifelong.meta.network import FORMULATIONS, Formulation, part
+from lifelong.tree import Params
 
 
 class Counting(nn.Module):
@@ -35,12 +37,148 @@ def test_a_module_that_writes_to_its_buffers_is_named() -> None:
         task_network(trunk, nn.Linear(4, 2), torch.rand(2, 1, 2, 2))
 
 
+def test_a_batch_norm_that_extends_pytorchs_and_keeps_statistics_is_named() -> None:
+    with pytest.raises(InputError, match=r"Doubled writes to its buffer '1\.running_mean'"):
+        task_network(block(Doubled(4)), nn.Linear(4, 2), torch.rand(2, 1, 9, 9))
+
+
 def test_layers_that_are_not_written_out_are_left_to_vmap() -> None:
     trunk = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
     with pytest.raises(InputError, match=r"formulation columns knows sequences of .* take vmap, or auto"):
         task_network(trunk, nn.Linear(4, 2), torch.zeros(2, 4), formulation="columns")
     network = task_network(trunk, nn.Linear(4, 2), torch.zeros(2, 4))
     assert {each.formulation for each in engine.candidates(network.trunk, torch.device("cpu"), 8, 2)} == {"vmap"}
+
+
+class Residual(nn.Sequential):
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = inputs + super().forward(inputs)
+        return outputs
+
+
+class Standardised(nn.Conv2d):
+    def forward(self, inputs: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return nn.functional.conv2d(inputs, weight, self.bias, self.stride, self.padding)
+
+
+def block(*layers: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(1, 4, 3, stride=2, padding=1), *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def conv() -> nn.Conv2d:
+    return nn.Conv2d(4, 4, 3, padding=1)
+
+
+def one_activation() -> nn.Sequential:
+    bend = nn.Softplus()
+    return block(nn.BatchNorm2d(4), bend, conv(), nn.BatchNorm2d(4), bend)
+
+
+def one_convolution() -> nn.Sequential:
+    twice = conv()
+    return block(nn.Tanh(), twice, nn.Tanh(), twice)
+
+
+def one_batch_norm() -> nn.Sequential:
+    twice = nn.BatchNorm2d(4, affine=False)
+    return block(twice, nn.Tanh(), conv(), twice)
+
+
+def one_weight() -> nn.Sequential:
+    first, second = conv(), conv()
+    second.weight = first.weight
+    return block(nn.Tanh(), first, nn.Tanh(), second)
+
+
+def hooked() -> nn.Sequential:
+    layer = conv()
+    layer.register_forward_hook(lambda _, given, made: made + given[0])
+    return block(nn.Tanh(), layer)
+
+
+def overridden() -> nn.Sequential:
+    layer = nn.Tanh()
+    layer.forward = lambda inputs: inputs.sin()  # type: ignore[method-assign]
+    return block(layer, conv())
+
+
+def reparametrised() -> nn.Sequential:
+    layer = conv()
+    nn.utils.parametrize.register_parametrization(layer, "weight", nn.Tanh())
+    return block(nn.Tanh(), layer)
+
+
+@pytest.mark.parametrize(
+    ("make", "written_out"),
+    [
+        (one_activation, True),
+        (one_convolution, False),
+        (lambda: block(Residual(nn.Tanh(), conv()), nn.BatchNorm2d(4)), False),
+        (lambda: block(nn.Tanh(), Standardised(4, 4, 3, padding=1), nn.BatchNorm2d(4)), False),
+        (one_batch_norm, False),
+        (one_weight, False),
+        (hooked, False),
+        (overridden, False),
+        (reparametrised, False),
+    ],
+    ids=[
+        "an activation twice",
+        "a convolution twice",
+        "a residual sequence",
+        "a convolution of standardised weights",
+        "a batch norm twice",
+        "a weight twice",
+        "a hook",
+        "a forward of its own",
+        "a reparametrised weight",
+    ],
+)
+def test_every_formulation_computes_what_the_module_does(make: Callable[[], nn.Module], written_out: bool) -> None:
+    def problem(formulation: Formulation) -> Problem:
+        torch.manual_seed(0)
+        trunk, head = make().double(), nn.Linear(4, WAYS).double()
+        sample = torch.rand(2, 1, 9, 9, dtype=torch.float64)
+        return Problem(task_network(trunk, head, sample, formulation=formulation), cross_entropy, accuracy)
+
+    def gradient(formulation: Formulation) -> Params:
+        asked, algorithm = problem(formulation), MAML(steps=2, rate=0.3)
+        meta = leaves(algorithm.parameters(asked))
+        return engine.gradient(algorithm, asked, Engine(formulation, 2), meta, {}, picture_tasks(), 0).gradient
+
+    trunk = problem("loop").network.trunk
+    offered = {each.formulation for each in engine.candidates(trunk, torch.device("cpu"), 8, 1)}
+    assert offered == ({"grouped", "columns", "vmap"} if written_out else {"vmap"})
+    for formulation in FORMULATIONS[:2]:
+        if not written_out:
+            with pytest.raises(
+                InputError, match=f"formulation {formulation} knows .* the model holds others: take vmap"
+            ):
+                problem(formulation)
+    expected = gradient("loop")
+    for formulation in offered:
+        for name, each in gradient(formulation).items():
+            torch.testing.assert_close(each, expected[name], rtol=1e-9, atol=1e-12)
+
+
+class Doubled(nn.BatchNorm2d):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return 2 * super().forward(inputs)
+
+
+def doubled() -> nn.BatchNorm2d:
+    layer = nn.BatchNorm2d(4, track_running_stats=False)
+    layer.register_forward_hook(lambda _, given, made: 2 * made)
+    return layer
+
+
+@pytest.mark.parametrize("layer", [Doubled(4, track_running_stats=False), doubled()], ids=["a class", "a hook"])
+def test_a_batch_norm_that_does_more_is_not_replaced(layer: nn.BatchNorm2d) -> None:
+    trunk = block(layer).double()
+    inputs = torch.rand(2, 1, 9, 9, dtype=torch.float64)
+    network = task_network(trunk, nn.Linear(4, 2).double(), inputs)
+    weights = {name: each.unsqueeze(0) for name, each in network.initial().items()}
+    torch.testing.assert_close(network.features(weights, inputs.unsqueeze(0))[0], trunk(inputs))
 
 
 def test_the_module_that_is_given_stays_as_it_is() -> None:

@@ -129,17 +129,18 @@ def task_network(
     _check_buffers(copied, sample)
     if formulation in ("grouped", "columns") and task_axis.layers(copied) is None:
         raise InputError(
-            f"formulation {formulation} knows sequences of convolutions, linear layers, batch norm, pooling and "
-            "activations, and the model holds others: take vmap, or auto"
+            f"formulation {formulation} knows sequences of PyTorch's own convolutions, linear layers, batch norm, "
+            "pooling and activations, each with its own weights, and the model holds others: take vmap, or auto"
         )
     return TaskNetwork(copied, copy.deepcopy(head), formulation, statistics)
 
 
 def _formulated(module: nn.Module, formulation: Formulation) -> Apply:
-    if formulation == "grouped":
-        return functools.partial(task_axis.run, task_axis.Grouped(), module)
-    if formulation == "columns":
-        return functools.partial(task_axis.run, task_axis.Columns(), module)
+    if formulation in ("grouped", "columns"):
+        found = task_axis.layers(module)
+        assert found is not None
+        layout = task_axis.Grouped() if formulation == "grouped" else task_axis.Columns()
+        return functools.partial(task_axis.run, layout, found)
     # Calling a module with other weights puts them into it for a while, so each thread needs a module of its own.
     mine = threading.local()
 

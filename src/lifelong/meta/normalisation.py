@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from lifelong.tree import Params, wide
 
+_REPLACED = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
 
 class Norm(NamedTuple):
     """Whose statistics batch norm takes, where it is not those of all samples at hand.
@@ -81,9 +83,23 @@ def affine(
 
 
 def without_buffers(module: nn.Module) -> nn.Module:
-    """Return `module` with each batch norm replaced by a `BatchNorm` that shares its weights; changed in place."""
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        return BatchNorm(module)
-    for name, child in module.named_children():
-        setattr(module, name, without_buffers(child))
+    """Return `module` with each of PyTorch's batch norms replaced by a `BatchNorm` that shares its weights, in place.
+
+    A class that extends one of PyTorch's stays, as its forward may do more; one that stands at two places stays one.
+    """
+    return _replaced(module, {})
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Return whether a call of `module` is its class's forward and nothing else: no hook, no forward of its own."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return not any(hooks) and "forward" not in vars(module)
+
+
+def _replaced(module: nn.Module, made: dict[nn.Module, BatchNorm]) -> nn.Module:
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and type(module) in _REPLACED and is_plain(module):
+        return made.setdefault(module, BatchNorm(module))
+    for name, child in list(module._modules.items()):
+        if child is not None:
+            setattr(module, name, _replaced(child, made))
     return module

@@ -39,15 +39,14 @@ def at(buffers: Params, step: int) -> Params | None:
 
 
 def _of_one(network: TaskNetwork, weights: Params, inputs: Tensor) -> Params:
-    trunk, totals = copy.deepcopy(network.trunk), Params()
+    trunk, seen = copy.deepcopy(network.trunk), dict[str, list[Tensor]]()
 
     def watch(name: str, layer: nn.Module) -> None:
         def see(_: nn.Module, given: tuple[Tensor, ...]) -> None:
             across = [each for each in range(given[0].dim()) if each != 1]
             variance, mean = torch.var_mean(given[0], across, correction=0)
             for kind, each in (("mean", mean), ("variance", variance)):
-                share = each / len(inputs)
-                totals[f"{name}.{kind}"] = totals[f"{name}.{kind}"] + share if f"{name}.{kind}" in totals else share
+                seen.setdefault(f"{name}.{kind}", []).append(each)
 
         layer.register_forward_pre_hook(see)
 
@@ -58,4 +57,5 @@ def _of_one(network: TaskNetwork, weights: Params, inputs: Tensor) -> Params:
     with torch.no_grad():
         for task in range(len(inputs)):
             torch.func.functional_call(trunk, {name: each[task] for name, each in own.items()}, (inputs[task],))
-    return totals
+    # A layer that is called more than once has the mean over its calls.
+    return {name: torch.stack(each).mean(0) for name, each in seen.items()}

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lifelong.meta.columns import Window, to_columns
-from lifelong.meta.normalisation import BatchNorm, Norm, affine, normalised
+from lifelong.meta.normalisation import BatchNorm, Norm, affine, is_plain, normalised
 from lifelong.tree import Params
 
 # They act on each number alone, so they need not know how tasks are laid out.
 _ELEMENTWISE = (nn.ReLU, nn.Tanh, nn.GELU, nn.ELU, nn.SiLU, nn.Sigmoid, nn.LeakyReLU, nn.Softplus, nn.Identity)
+_LAYERS = (nn.Conv2d, nn.Linear, BatchNorm, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, *_ELEMENTWISE)
 
 
 class Layout(Protocol):
@@ -128,14 +129,20 @@ class Grouped:
 
 
 def layers(module: nn.Module) -> list[tuple[str, nn.Module]] | None:
-    """Return the layers of `module` in order, each with its name, or None where one of them is not known here."""
-    found = [
-        (name, each)
-        for name, each in module.named_modules()
-        if not isinstance(each, nn.Sequential) and not list(each.children())
+    """Return the layers of `module` in the order in which they are called, each with its name, or None.
+
+    None is returned where what is written out here may not be what `module` computes: a layer that is not known, a
+    class that extends a known one, a forward or a hook of an object's own, a weight or a batch norm at two places.
+    """
+    every = list(module.named_modules(remove_duplicate=False))
+    found = [(name, each) for name, each in every if type(each) is not nn.Sequential]
+    # What stands at two places has one name among the weights, and among the statistics of batch norms.
+    single = [
+        *(id(each) for _, each in module.named_parameters(remove_duplicate=False)),
+        *(id(each) for _, each in found if isinstance(each, BatchNorm)),
     ]
-    sequential = all(isinstance(each, nn.Sequential) for each in module.modules() if list(each.children()))
-    return _pooled_early(found) if sequential and all(_known(layer) for _, layer in found) else None
+    plain = all(is_plain(each) for _, each in every) and len(single) == len(set(single))
+    return _pooled_early(found) if plain and all(_known(layer) for _, layer in found) else None
 
 
 def _pooled_early(found: list[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
@@ -147,21 +154,19 @@ def _pooled_early(found: list[tuple[str, nn.Module]]) -> list[tuple[str, nn.Modu
     return ordered
 
 
-def run(layout: Layout, module: nn.Module, weights: Params, inputs: Tensor, norm: Norm) -> Tensor:
-    """Return the outputs of `module` for each task's inputs under each task's weights.
+def run(layout: Layout, found: list[tuple[str, nn.Module]], weights: Params, inputs: Tensor, norm: Norm) -> Tensor:
+    """Return the outputs of a module for each task's inputs under each task's weights.
 
     Args:
         layout: `Columns` or `Grouped`.
-        module: made of `layers`; its own weights are not looked at.
-        weights: by the names of `module`, each `[tasks, ...]`.
+        found: the module's `layers`; their own weights are not looked at.
+        weights: by the names of the module, each `[tasks, ...]`.
         inputs: `[tasks, samples, ...]`.
         norm: whose statistics batch norm takes.
 
     Returns:
         `[tasks, samples, ...]`.
     """
-    found = layers(module)
-    assert found is not None
     tasks, inside, outputs = len(inputs), False, inputs
     for name, layer in found:
         weight, bias = (weights.get(f"{name}.{kind}" if name else kind) for kind in ("weight", "bias"))
@@ -217,6 +222,9 @@ def _layer(layout: Layout, layer: nn.Module, weight: Tensor | None, bias: Tensor
 
 
 def _known(layer: nn.Module) -> bool:
+    # By the very type: a class that extends one of these may compute something else.
+    if type(layer) not in _LAYERS:
+        return False
     if isinstance(layer, nn.Conv2d):
         plain = layer.groups == 1 and set(layer.dilation) == {1} and layer.padding_mode == "zeros"
         return plain and not isinstance(layer.padding, str)
@@ -224,9 +232,7 @@ def _known(layer: nn.Module) -> bool:
         return layer.output_size in (1, (1, 1))
     if isinstance(layer, nn.Flatten):
         return (layer.start_dim, layer.end_dim) == (1, -1)
-    if isinstance(layer, nn.MaxPool2d):
-        return not layer.return_indices
-    return isinstance(layer, (nn.Linear, BatchNorm, *_ELEMENTWISE))
+    return not (isinstance(layer, nn.MaxPool2d) and layer.return_indices)
 
 
 def _window(layer: nn.Conv2d, size: Sequence[int]) -> Window:
