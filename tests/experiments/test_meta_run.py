@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ from lifelong.cli import main
 from lifelong.errors import DivergedError, InputError
 from lifelong.experiments.meta_plan import meta_plan
 from lifelong.experiments.meta_recipe import meta_differences, meta_recipe, meta_record
-from lifelong.experiments.meta_run import Started, meta_events, meta_test
+from lifelong.experiments.meta_run import MetaRunEvent, Started, meta_events, meta_test
 from lifelong.experiments.run import Every, Finished
 from lifelong.meta import ALGORITHMS
 from lifelong.reports import misses
-from lifelong.training.meta_loop import Iteration, Validated
+from lifelong.training.meta_loop import Iteration, Validated, ValidationDiverged
 
 DIGITS: dict[str, Any] = {
     "data": "digits",
@@ -147,6 +148,61 @@ def test_divergence_is_told_with_task_step_and_rate(tmp_path: Path) -> None:
         DivergedError, match=r"loss of task \d of 4 .* in iteration 1, at inner step \d+ with rate = 1e\+30"
     ):
         result_of({**DIGITS, "algorithm": {"name": "maml", "rate": 1e30, "steps": 3}}, tmp_path / "run")
+
+
+WAVES: dict[str, Any] = {
+    "data": "sinusoids",
+    "shots": 10,
+    "queries": 10,
+    "iterations": 12,
+    "tasks": 4,
+    "validate_every": 4,
+    "validation_tasks": 40,
+    "test_tasks": 40,
+    "tasks_at_once": 4,
+    "formulation": "columns",
+    "threads": 1,
+}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {**WAVES, "algorithm": {"name": "maml", "steps": 0, "rate": 3, "test_steps": 60}},
+            r"test task \d+ of 40 has answers that .* at inner step \d+ with rate = 3: try a smaller one, or fewer",
+        ),
+        (
+            {**DIGITS, "algorithm": {"name": "maml", "steps": 0, "rate": 1e30, "test_steps": 5}},
+            r"test task 1 of 20 has answers that .* at inner step [12] with rate = 1e\+30",
+        ),
+        (
+            {**DIGITS, "algorithm": {"name": "fine-tuning", "rate": 1e30, "test_steps": 5}},
+            r"test task 1 of 20 has answers that .* at inner step [12] with rate = 1e\+30",
+        ),
+    ],
+    ids=["sinusoids", "digits", "fine-tuning"],
+)
+def test_adaptation_that_diverges_in_looks_and_tests_is_told_and_what_was_trained_is_kept(
+    values: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    kept = f"; what was trained is kept, and `lifelong meta test {tmp_path}"
+    events: list[MetaRunEvent] = []
+    with pytest.raises(DivergedError, match=f"{message}.*{kept}"):
+        # What comes before the error is taken all the same.
+        events.extend(meta_events(meta_recipe(values), tmp_path))
+    every = values["validate_every"]
+    looks = [event for event in events if isinstance(event, ValidationDiverged)]
+    assert [look.iteration for look in looks] == [*range(every, 12, every), 12]
+    assert all("validation task" in look.reason for look in looks)
+    assert not (tmp_path / "result.json").exists()
+    with pytest.raises(DivergedError, match=message):
+        meta_test(tmp_path, {})
+    tested = meta_test(tmp_path, {"algorithm_settings": {"rate": 0.001}})
+    assert all(math.isfinite(score) for score in tested["test"])
+    # The checkpoint is as good as it was, and the training that goes on from it says the same.
+    with pytest.raises(DivergedError, match=message):
+        [*meta_events(meta_recipe(values), tmp_path, resume=True)]
 
 
 def test_another_head_is_refused_in_a_test(tmp_path: Path) -> None:

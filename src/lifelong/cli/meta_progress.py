@@ -11,7 +11,7 @@ from rich.console import Console
 from lifelong.cli.progress import bar
 from lifelong.experiments.meta_recipe import MetaRecipe
 from lifelong.experiments.meta_run import MetaRunEvent, Started
-from lifelong.training.meta_loop import Iteration, Validated
+from lifelong.training.meta_loop import Iteration, Validated, ValidationDiverged
 
 _INTERVAL = 0.2
 
@@ -53,6 +53,8 @@ class MetaWatcher:
                 f"{name}: iteration {event.iteration}, validation {found.score[0]:.4f} before and "
                 f"{found.score[-1]:.4f} after {len(found.score) - 1} steps{best} ({speed:.0f} tasks/s)"
             )
+        elif isinstance(event, ValidationDiverged):
+            self._say(f"{name}: iteration {event.iteration}, validation diverged, and training goes on: {event.reason}")
 
     def _say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -16,7 +16,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from lifelong import randomness, tree
-from lifelong.errors import InputError, StateError
+from lifelong.errors import DivergedError, InputError, StateError
 from lifelong.experiments import memory, meta_build, meta_tasks
 from lifelong.experiments import result as results
 from lifelong.experiments.build import denormals_as_zero, device, set_deterministic
@@ -25,6 +25,7 @@ from lifelong.experiments.meta_recipe import SINUSOIDS, MetaRecipe, meta_differe
 from lifelong.experiments.run import Every, Finished, claimed, due
 from lifelong.files import write_file, write_json
 from lifelong.meta.engine import Engine
+from lifelong.meta.episodes import Source
 from lifelong.training import checkpoint, state
 from lifelong.training.meta_evaluation import Adaptation, evaluate
 from lifelong.training.meta_loop import Iteration, MetaEvent, MetaTraining, Validated, meta_train, settled
@@ -77,7 +78,8 @@ def meta_events(
     Raises:
         InputError: a recipe that cannot be run, or a folder that holds another one.
         StateError: a checkpoint that cannot be read.
-        DivergedError: a task's loss is not a finite number; the last good checkpoint stays.
+        DivergedError: a training task's loss is not a finite number, and the last good checkpoint stays; or a test
+            task's answers, and what was trained is written.
     """
     made = meta_build.algorithm(recipe)  # first: a wrong setting should be known before any data is read
     with denormals_as_zero(), claimed(out, meta_record(recipe), meta_differences, resume):
@@ -86,6 +88,7 @@ def meta_events(
             yield Finished(read_meta(out / "result.json"))
             return
         tasks = meta_tasks.sources(recipe)
+        _judged(recipe, tasks)  # refused now, not when training has ended
         saved = checkpoint.load_checkpoint(out / "checkpoints")
         how = Engine(**saved[0]["engine"]) if saved else meta_build.choose_engine(recipe, tasks, made)
         training = meta_build.training(recipe, tasks, made, how)
@@ -111,7 +114,7 @@ def _train(
         tally.seconds, begun = tally.seconds + now - begun, now
         if isinstance(event, Validated):
             tally.validation.append([event.iteration, event.found.score, event.found.interval])
-        else:
+        elif isinstance(event, Iteration):
             _count(tally, event, size)
             if due(every, event.iteration, last_saved):
                 _save(training, tally, out)
@@ -157,22 +160,16 @@ def _restore(training: MetaTraining, tally: MetaTally, saved: Any, tensors: dict
 def _finish(
     recipe: MetaRecipe, tasks: meta_tasks.Sources, training: MetaTraining, tally: MetaTally, out: Path
 ) -> dict[str, Any]:
-    judged = tasks.validation if recipe.evaluate_on == "validation" else tasks.test
-    if judged is None:
-        raise InputError("evaluate_on validation needs some: set validation_classes")
-    found = evaluate(
-        training.algorithm,
-        training.problem,
-        training.engine,
-        training.meta,
-        training.buffers,
-        judged,
-        tasks=recipe.test_tasks,
-        seed=recipe.seed,
-        purpose=recipe.evaluate_on,
-    )
+    # Before the test, which may diverge: another one can be made of what was trained.
     write_file(out / "meta.safetensors", save(_whole({**training.meta, **_prefixed(training.buffers)})))
     write_file(out / "model.safetensors", save(_whole(_network(recipe, tasks, training.meta))))
+    judged = _judged(recipe, tasks)
+    try:
+        found = _tested(recipe, training, training.buffers, judged)
+    except DivergedError as error:
+        raise DivergedError(
+            f"{error}; what was trained is kept, and `lifelong meta test {out} --algorithm.SETTING VALUE` tests it anew"
+        ) from error
     result = {
         "kind": "meta",
         "recipe": meta_record(recipe),
@@ -219,6 +216,7 @@ def meta_test(folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
 
     Raises:
         InputError: nothing was trained there, or the network cannot do such tasks.
+        DivergedError: a task's answers are not finite numbers.
     """
     try:
         values = json.loads((folder / "recipe.json").read_text())
@@ -234,14 +232,23 @@ def meta_test(folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
     _check_shapes(folder, training.meta, meta)
     tree.copy_(training.meta, meta)
     training.buffers = {name.removeprefix("buffer."): found[name] for name in found.keys() - meta.keys()}
-    buffers = settled(training, tasks.train)
+    reached = _tested(recipe, training, settled(training, tasks.train), _judged(recipe, tasks))
+    return {"kind": "meta", "recipe": meta_record(recipe), **test_record(reached), **results.surroundings()}
+
+
+def _judged(recipe: MetaRecipe, tasks: meta_tasks.Sources) -> Source:
+    """Return the tasks that the final score is measured on."""
     judged = tasks.validation if recipe.evaluate_on == "validation" else tasks.test
     if judged is None:
         raise InputError("evaluate_on validation needs some: set validation_classes")
-    reached = evaluate(
-        made,
+    return judged
+
+
+def _tested(recipe: MetaRecipe, training: MetaTraining, buffers: Params, judged: Source) -> Adaptation:
+    return evaluate(
+        training.algorithm,
         training.problem,
-        how,
+        training.engine,
         training.meta,
         buffers,
         judged,
@@ -249,7 +256,6 @@ def meta_test(folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
         seed=recipe.seed,
         purpose=recipe.evaluate_on,
     )
-    return {"kind": "meta", "recipe": meta_record(recipe), **test_record(reached), **results.surroundings()}
 
 
 def read_meta(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lifelong import randomness
+from lifelong.errors import DivergedError
 from lifelong.meta.engine import Engine, answers
 from lifelong.meta.episodes import Source
 from lifelong.meta.learner import MetaLearner, Problem
@@ -52,7 +53,11 @@ def evaluate(
     seed: int,
     purpose: Literal["validation", "test"],
 ) -> Adaptation:
-    """Return how well `meta` adapts to `tasks` tasks of `source`, the same ones for the same `seed` and `purpose`."""
+    """Return how well `meta` adapts to `tasks` tasks of `source`, the same ones for the same `seed` and `purpose`.
+
+    Raises:
+        DivergedError: a task's answers, or their score, are not finite numbers.
+    """
     scores: list[Tensor] = []
     bins: Tensor | None = None
     spent, left, number = 0.0, tasks, 0
@@ -62,6 +67,9 @@ def evaluate(
         outputs = answers(algorithm, problem, engine, meta, buffers, episodes)
         spent += time.perf_counter() - begun
         scores.append(torch.stack([source.score(each, episodes.query_targets) for each in outputs]))
+        finite = torch.stack([each.isfinite().flatten(1).all(1) for each in outputs]) & scores[-1].isfinite()
+        if not bool(finite.all()):
+            raise _diverged(finite, f"{purpose} task", tasks - left, tasks, algorithm.pace())
         if not episodes.query_targets.is_floating_point():
             found = torch.stack([_binned(each, episodes.query_targets) for each in outputs])
             bins = found if bins is None else bins + found
@@ -70,6 +78,17 @@ def evaluate(
     errors = every.std(1) / tasks**0.5 if tasks > 1 else torch.zeros(len(every))
     calibration = [] if bins is None else [_calibration_error(each) for each in bins]
     return Adaptation(every.mean(1).tolist(), (1.96 * errors).tolist(), calibration, tasks, spent / tasks)
+
+
+def _diverged(finite: Tensor, kind: str, before: int, tasks: int, pace: str) -> DivergedError:
+    """Return the error for the first task that fails of `finite` `[steps, tasks]`, which come after `before` others."""
+    task = int((~finite.all(0)).nonzero()[0])
+    step = int((~finite[:, task]).nonzero()[0])
+    where = f"at inner step {step} with {pace}: try a smaller one, or fewer test_steps"
+    return DivergedError(
+        f"{kind} {before + task + 1} of {tasks} has answers that are not finite numbers, or too large to be judged, "
+        + (where if step else "before any step of adaptation: try a smaller lr, or clip")
+    )
 
 
 def _binned(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch.optim import Optimizer
 
 from lifelong import randomness, tree
+from lifelong.errors import DivergedError
 from lifelong.meta.engine import Engine, gradient
 from lifelong.meta.episodes import Source
 from lifelong.meta.learner import MetaLearner, Problem
@@ -91,7 +92,15 @@ class Validated:
     best: bool
 
 
-MetaEvent: TypeAlias = Iteration | Validated
+@dataclass(frozen=True)
+class ValidationDiverged:
+    """Validation tasks have been looked at, and adapting to one of them did not stay finite."""
+
+    iteration: int
+    reason: str
+
+
+MetaEvent: TypeAlias = Iteration | Validated | ValidationDiverged
 
 
 def meta_train(
@@ -159,25 +168,31 @@ def _iterate(training: MetaTraining, source: Source, schedule: MetaSchedule) -> 
     return Iteration(training.iteration, float(found.losses.mean()), float(found.scores.mean()))
 
 
-def _look(training: MetaTraining, source: Source, validation: Source, schedule: MetaSchedule) -> Validated:
-    found = evaluate(
-        training.algorithm,
-        training.problem,
-        training.engine,
-        training.meta,
-        settled(training, source),
-        validation,
-        tasks=schedule.validation_tasks,
-        seed=training.seed,
-        purpose="validation",
-    )
+def _look(
+    training: MetaTraining, source: Source, validation: Source, schedule: MetaSchedule
+) -> Validated | ValidationDiverged:
+    training.waited += 1
+    try:
+        found = evaluate(
+            training.algorithm,
+            training.problem,
+            training.engine,
+            training.meta,
+            settled(training, source),
+            validation,
+            tasks=schedule.validation_tasks,
+            seed=training.seed,
+            purpose="validation",
+        )
+    except DivergedError as error:
+        # Training goes on: a start that is not yet one to adapt from, or takes more steps than it was trained for, may
+        # become one. It is never the best; where patience ends training, it is a look that was no better.
+        return ValidationDiverged(training.iteration, str(error))
     score = found.score[-1]
     better = training.best is None or (score < training.best if schedule.lower_is_better else score > training.best)
     if better:
         training.best, training.waited = score, 0
         training.best_meta = tree.snapshot(training.meta)
-    else:
-        training.waited += 1
     return Validated(training.iteration, found, better)
 
 
