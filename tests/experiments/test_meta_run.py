@@ -80,6 +80,33 @@ def test_sinusoids_are_learned_and_adapted_to(tmp_path: Path) -> None:
     assert found["measure"] == "mean squared error"
 
 
+@pytest.mark.parametrize("name", [name for name, kind in ALGORITHMS.items() if kind.regression])
+def test_every_algorithm_learns_sinusoids_by_default(name: str, tmp_path: Path) -> None:
+    """Few iterations of what is the default otherwise; the mean wave of all tasks has an error of about 4.2."""
+    values = {"algorithm": name, "iterations": 300, "validate_every": 150, "formulation": "columns", "threads": 1}
+    found = result_of({**values, "tasks_at_once": 32}, tmp_path)
+    assert found["recipe"]["shots"] == found["recipe"]["queries"] == 10
+    assert len(found["validation"]) == 2
+    assert found["test"][-1] < min(found["test"][0], 3.2)
+
+
+def test_digits_are_told_apart_by_default(tmp_path: Path) -> None:
+    values = {"data": "digits", "iterations": 200, "formulation": "columns", "tasks_at_once": 32, "threads": 1}
+    found = result_of(values, tmp_path)
+    assert found["recipe"]["ways"] == 2
+    assert found["test"][-1] > 0.7
+    assert meta_recipe({"data": "digits", "ways": 3}).ways == 3
+
+
+def test_what_is_usual_for_one_data_set_is_not_for_domains() -> None:
+    made = meta_recipe({"data": "digits", "test_data": "mnist", "validation_data": "fashion_mnist"})
+    assert made.ways is None
+    assert meta_recipe({"data": "omniglot", "test_data": "digits"}).train_classes is None
+    kept = {"algorithm": {"name": "meta-sgd", "steps": 5}}
+    assert meta_recipe(kept).algorithm_settings == {"steps": 5}
+    assert meta_recipe({"algorithm": {"name": "maml", "rate": 0.02}}).algorithm_settings == {"rate": 0.02}
+
+
 def test_the_best_weights_on_validation_tasks_are_kept(tmp_path: Path) -> None:
     values = {**DIGITS, "iterations": 60, "lr": 0.05, "patience": 2}
     events = [*meta_events(meta_recipe(values), tmp_path / "run")]

@@ -20,9 +20,11 @@ META_NESTED = {
 
 SINUSOIDS = "sinusoids"
 
-# What the papers do with a data set, where the user does not say otherwise.
+# What the papers do with a data set, where the user does not say otherwise; of ten classes two are left for tests.
 _USUAL: dict[str, dict[str, Any]] = {
+    SINUSOIDS: {"shots": 10, "queries": 10},
     "omniglot": {"image_size": 28, "rotations": "all", "train_classes": 1100, "validation_classes": 100},
+    **{name: {"ways": 2} for name in ("digits", "mnist", "fashion_mnist", "cifar10")},
 }
 _WAYS = 5
 _CONVNET = {"channels": [64, 64, 64, 64], "halve": "stride"}
@@ -59,9 +61,11 @@ class MetaRecipe:
     split_seed: int = setting(
         0, "draws which classes or domains are which; runs of other seeds share it", ge=0, lt=2**63
     )
-    ways: int | None = setting(None, "classes of a task; 5 by default, and all those of domains", ge=1)
-    shots: int = setting(1, "support samples a class, or points of a sinusoid", ge=1)
-    queries: int = setting(1, "query samples a class, or points of a sinusoid", ge=1)
+    ways: int | None = setting(
+        None, "classes of a task; 5 by default, 2 of built-in data of ten classes, and all those of domains", ge=1
+    )
+    shots: int = setting(1, "support samples a class, or points of a sinusoid, 10 by default", ge=1)
+    queries: int = setting(1, "query samples a class, or points of a sinusoid, 10 by default", ge=1)
     train_ways: int | None = setting(None, "ways in training; as in tests by default", ge=1)
     train_shots: int | None = setting(None, "shots in training; as in tests by default", ge=1)
     train_queries: int | None = setting(None, "queries in training; as in tests by default", ge=1)
@@ -123,14 +127,30 @@ def meta_recipe(values: Mapping[str, Any]) -> MetaRecipe:
             flat.pop(key)
             if name is not None:
                 flat[key] = name
-    usual = _USUAL.get(str(flat.get("data")), {})
-    made = settings.build(MetaRecipe, {**usual, **flat}, "recipe")
+    made = settings.build(MetaRecipe, flat, "recipe")
+    if not made.domains:
+        usual = {name: each for name, each in _USUAL.get(made.data, {}).items() if name not in flat}
+        own = {**_usual_settings(made), **made.algorithm_settings}
+        made = dataclasses.replace(made, **usual, algorithm_settings=own)
     if made.patience is not None and (made.validate_every == 0 or made.validation_classes == 0):
         raise InputError("patience watches validation tasks: set validate_every and validation_classes")
     if made.domains:
         _check_domains(made)
         return made
     return dataclasses.replace(made, ways=made.ways or _WAYS)
+
+
+def _usual_settings(made: MetaRecipe) -> dict[str, Any]:
+    """Return settings of the algorithm that are usual for the data: rates that suit pictures diverge on sinusoids."""
+    from lifelong.meta import ALGORITHMS
+
+    if made.data != SINUSOIDS or made.algorithm not in ALGORITHMS:
+        return {}
+    if made.algorithm == "meta-sgd":
+        # Rates that are learned for one step diverge within ten (seen at every look of 2,000 iterations).
+        return {} if "steps" in made.algorithm_settings else {"test_steps": 1}
+    names = [field.name for field in settings.fields(ALGORITHMS[made.algorithm])]
+    return {"rate": 0.01} if "rate" in names else {}
 
 
 def _check_domains(made: MetaRecipe) -> None:
