@@ -102,6 +102,8 @@ def test_a_start_is_learned_that_knows_other_domains(root: Path, tmp_path: Path)
     assert again["test"] == found["test"]
     with pytest.raises(InputError, match=r"book.jsonl is named more than once among data, validation_data and test_da"):
         meta_test(tmp_path, {"test_data": f"{root}/book.jsonl"})
+    with pytest.raises(InputError, match=r"was trained on domain .*/\w+\.jsonl"):
+        meta_test(tmp_path, {"split_seed": 1})
     # The layers above the features that stay are the start of a stream, too.
     stream = {"stream": "domains", "data": f"{root}/book.jsonl", "model": f"hf:{root}/bert", "device": "cpu"}
     head = {"learn": "head", "tokens": 8, "pooling": "mean"}

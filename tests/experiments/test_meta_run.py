@@ -13,11 +13,12 @@ from safetensors.torch import load_file
 
 from lifelong.cli import main
 from lifelong.errors import DivergedError, InputError
+from lifelong.experiments import meta_tasks
 from lifelong.experiments.meta_plan import meta_plan
 from lifelong.experiments.meta_recipe import meta_differences, meta_recipe, meta_record
 from lifelong.experiments.meta_run import MetaRunEvent, Started, meta_events, meta_test
 from lifelong.experiments.run import Every, Finished
-from lifelong.meta import ALGORITHMS
+from lifelong.meta import ALGORITHMS, FewShot
 from lifelong.reports import misses
 from lifelong.training.meta_loop import Iteration, Validated, ValidationDiverged
 
@@ -128,6 +129,28 @@ def test_a_test_of_what_was_trained_is_the_one_that_was_made(tmp_path: Path) -> 
     more = meta_test(tmp_path / "run", {"ways": 3, "validation_classes": 0, "test_classes": 3})
     assert len(more["test"]) == 1
     assert more["test"] != found["test"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"split_seed": 1},
+        {"train_classes": None, "test_classes": 7, "validation_classes": 0},
+        {"train_classes": 2, "validation_classes": 3, "evaluate_on": "validation"},
+        {"data": "digits:0-8", "train_classes": 3},
+    ],
+)
+def test_a_test_on_classes_that_were_trained_on_is_refused(changes: dict[str, Any], tmp_path: Path) -> None:
+    result_of({**DIGITS, "algorithm": "protonet", "iterations": 1}, tmp_path)
+    trained = meta_tasks.sources(meta_recipe(DIGITS)).train
+    assert isinstance(trained, FewShot)
+    with pytest.raises(
+        InputError, match=rf"{tmp_path} was trained on class ({'|'.join(trained.pool.names)})\b.*: test"
+    ):
+        meta_test(tmp_path, changes)
+    # Other test classes that are none of these are fine, and so are validation tasks.
+    for fine in ({"validation_classes": 0}, {"evaluate_on": "validation"}, {"test_classes": 2}, {"shots": 1}):
+        assert meta_test(tmp_path, fine)["test_tasks"] == 20
 
 
 def test_weights_are_a_start_for_a_stream(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -215,7 +215,7 @@ def meta_test(folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
         changes: settings that are other than in training: `ways`, `shots`, `queries`, `statistics`, `test_tasks` ...
 
     Raises:
-        InputError: nothing was trained there, or the network cannot do such tasks.
+        InputError: nothing was trained there, the network cannot do such tasks, or it was trained on their classes.
         DivergedError: a task's answers are not finite numbers.
     """
     try:
@@ -224,7 +224,9 @@ def meta_test(folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
     except (OSError, ValueError, SafetensorError):
         raise InputError(f"{folder} holds no finished meta-training: give the --out of `lifelong meta train`") from None
     recipe = meta_recipe({**values, **changes})
-    made, tasks = meta_build.algorithm(recipe), meta_tasks.sources(recipe)
+    made = meta_build.algorithm(recipe)
+    _check_unseen(folder, meta_recipe(values), recipe)
+    tasks = meta_tasks.sources(recipe)
     how = meta_build.whole_engine(recipe) or _test_engine(recipe, tasks)
     training = meta_build.training(recipe, tasks, made, how)
     found = {name: each.to(next(iter(training.meta.values())).device) for name, each in tensors.items()}
@@ -234,6 +236,18 @@ def meta_test(folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
     training.buffers = {name.removeprefix("buffer."): found[name] for name in found.keys() - meta.keys()}
     reached = _tested(recipe, training, settled(training, tasks.train), _judged(recipe, tasks))
     return {"kind": "meta", "recipe": meta_record(recipe), **test_record(reached), **results.surroundings()}
+
+
+def _check_unseen(folder: Path, trained: MetaRecipe, recipe: MetaRecipe) -> None:
+    """Refuse tasks of classes, or domains, that the training in `folder` has seen."""
+    seen = meta_tasks.seen(trained, recipe)
+    if seen:
+        kind = "domain" if recipe.domains else "class"
+        more = f", and {len(seen) - 1} others of its {recipe.evaluate_on} tasks" if len(seen) > 1 else ""
+        raise InputError(
+            f"the meta-learner in {folder} was trained on {kind} {seen[0]}{more}: test it on what it has not seen, by "
+            "the split_seed, and the numbers of classes or names of domains, that it was trained with"
+        )
 
 
 def _judged(recipe: MetaRecipe, tasks: meta_tasks.Sources) -> Source:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 import torch
@@ -51,6 +52,24 @@ def sources(recipe: MetaRecipe) -> Sources:
         few_shot(validation, *asked) if len(validation.counts) else None,
         few_shot(test_pool, *asked),
     )
+
+
+def seen(trained: MetaRecipe, recipe: MetaRecipe) -> list[str]:
+    """Return the classes, or domains, that `trained` trains on and `recipe` is judged by.
+
+    They are compared by name, where both have domains or both divide the classes of one data set.
+    """
+    dividing = ("data", "validation_data", "test_data", "target", "train_classes", "validation_classes", "test_classes")
+    same = all(getattr(trained, name) == getattr(recipe, name) for name in (*dividing, "rotations", "split_seed"))
+    # `DATA:5-9` are some classes of it.
+    one, other = (re.sub(r":\d+-\d+$", "", each.data) for each in (trained, recipe))
+    if same or trained.domains != recipe.domains or not (recipe.domains or one == other != SINUSOIDS):
+        return []
+    place = 1 if recipe.evaluate_on == "validation" else 2
+    if recipe.domains:
+        return [name for name in _domains(recipe)[place] if name in _domains(trained)[0]]
+    before, judged = _class_pools(trained)[0][0].names, _class_pools(recipe)[0][place].names
+    return [name for name in judged if name in before]
 
 
 def _class_pools(recipe: MetaRecipe) -> tuple[list[ClassPool], int]:
