@@ -336,6 +336,22 @@ def test_the_command_trains_tests_and_draws(tmp_path: Path, capsys: pytest.Captu
     assert "unknown action 'tset', did you mean 'test'?" in capsys.readouterr().err
 
 
+def test_a_row_that_diverges_leaves_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = {"maml": {"rate": 1e30, "steps": 3}, "protonet": {}}
+    recipe, out = tmp_path / "recipe.yaml", tmp_path / "runs"
+    recipe.write_text(json.dumps({**DIGITS, "iterations": 4, "algorithms": rows}))
+    assert main(["meta", "train", str(recipe), "--out", str(out), "--json"]) == 2
+    told = capsys.readouterr()
+    assert [each["name"] for each in json.loads(told.out)] == ["protonet/seed-0"]
+    errors = [line for line in told.err.splitlines() if line.startswith("lifelong: error")]
+    assert len(errors) == 1
+    assert errors[0].startswith("lifelong: error: maml/seed-0: the loss of task ")
+    assert (out / "report.html").is_file()
+    assert main(["meta", "train", str(recipe), "--algorithms", "maml", "--out", str(tmp_path / "none"), "--json"]) == 2
+    assert capsys.readouterr().out == ""
+    assert not (tmp_path / "none" / "report.html").exists()
+
+
 def test_all_algorithms_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "meta", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lifelong.cli.arguments import Parser, Values, add_recipe, recipe_values, value
-from lifelong.errors import InputError, unknown
+from lifelong.errors import DivergedError, InputError, unknown
 from lifelong.experiments.meta_recipe import META_NESTED, MetaRecipe
 
 _ACTIONS = ("train", "test")
@@ -37,7 +38,7 @@ def configure(parser: Parser) -> None:
 
 
 def main(arguments: Namespace) -> int:
-    """Train or test; returns the exit status."""
+    """Train or test; returns the exit status, 2 where a training failed."""
     if arguments.action not in _ACTIONS:
         raise unknown("action", arguments.action, _ACTIONS)
     return _train(arguments) if arguments.action == "train" else _test(arguments)
@@ -50,7 +51,6 @@ def _train(arguments: Namespace) -> int:
     from lifelong.experiments.meta_run import meta_events
     from lifelong.experiments.plan import merged
     from lifelong.experiments.run import Every, Finished
-    from lifelong.reports import misses, over_seeds, write_meta_report
     from lifelong.yaml_file import read_yaml
 
     if arguments.out is None:
@@ -67,20 +67,35 @@ def _train(arguments: Namespace) -> int:
         planned = meta_plan(base, given, algorithms=rows, experiments=experiments)
     else:
         planned = [PlannedMeta("", meta_recipe(merged(base, given)))]
-    every, out = Every.parse(arguments.checkpoint_every), Path(arguments.out)
+    every, out, resume = Every.parse(arguments.checkpoint_every), Path(arguments.out), arguments.resume or several
     found: list[Values] = []
+    failures: list[str] = []
     with watching(len(planned)) as watcher:
         for each in planned:
-            folder = out / each.folder
-            for event in meta_events(each.recipe, folder, resume=arguments.resume or several, checkpoint_every=every):
-                watcher.see(each.name or each.recipe.algorithm, each.recipe, event)
-                if isinstance(event, Finished):
-                    expected = {"expected": list(each.expected)} if each.expected else {}
-                    found.append({**event.result, "name": each.name or each.recipe.algorithm, **expected})
+            name, folder = each.name or each.recipe.algorithm, out / each.folder
+            try:
+                for event in meta_events(each.recipe, folder, resume=resume, checkpoint_every=every):
+                    watcher.see(name, each.recipe, event)
+                    if isinstance(event, Finished):
+                        expected = {"expected": list(each.expected)} if each.expected else {}
+                        found.append({**event.result, "name": name, **expected})
+            except DivergedError as error:
+                failures.append(f"{name}: {error}")
+    if found:
+        _show(found, out, arguments.json, several)
+    for failure in failures:
+        print(f"lifelong: error: {failure}", file=sys.stderr)
+    return 2 if failures else 0
+
+
+def _show(found: Sequence[Values], out: Path, as_json: bool, several: bool) -> None:
+    """Write the page of what was trained, and print the results."""
+    from lifelong.reports import misses, over_seeds, write_meta_report
+
     page = write_meta_report(found, out / "report.html")
-    if arguments.json:
+    if as_json:
         print(json.dumps(found if several else found[0]))
-        return 0
+        return
     _print([(each["name"], each) for each in found])
     for name, cells in over_seeds(found):
         seeds, before, after = (text for text, _ in cells)
@@ -88,7 +103,6 @@ def _train(arguments: Namespace) -> int:
     for miss in misses(found):
         print(miss)
     print(page)
-    return 0
 
 
 def _test(arguments: Namespace) -> int:
