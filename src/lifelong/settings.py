@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from lifelong.errors import InputError, closest
 
@@ -89,6 +89,11 @@ def _checked(kind: type, values: Mapping[str, Any], where: str) -> dict[str, Any
             number: Any = next(each for each in get_args(hint) if each in (int, float))
             limited: Any = Annotated[number, pydantic.Field(**limits)]
             hint, limits = limited | tuple[limited, ...], {}
+        elif limits and any(get_origin(kind) is Literal for kind in get_args(hint)):
+            # The limits are the number's; pydantic cannot put them on a word.
+            kinds = get_args(hint)
+            each = (Annotated[one, pydantic.Field(**limits)] if one in (int, float) else one for one in kinds)
+            hint, limits = Union[tuple(each)], {}  # noqa: UP007, of kinds that are only known here
         declared[field.name] = (hint, pydantic.Field(None, **limits))
     model = pydantic.create_model(
         kind.__name__,

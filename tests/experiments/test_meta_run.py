@@ -179,6 +179,9 @@ def test_weights_are_a_start_for_a_stream(tmp_path: Path, capsys: pytest.Capture
         ({"train_classes": 9}, "digits has 10 classes, which do not suffice for train_classes = 9"),
         ({"shots": 500}, r"class \d has \d+ samples, and shots \+ queries = 500 \+ 5 are needed of each"),
         ({"algorithm": "protonet", "statistics": "per-step"}, "algorithm protonet keeps no statistics per-step"),
+        ({"tasks_at_once": 0}, "recipe: tasks_at_once = 0 should be greater than or equal to 1"),
+        ({"tasks_at_once": "-3"}, "recipe: tasks_at_once = '-3' should be greater than or equal to 1"),
+        ({"tasks_at_once": "many"}, "recipe: tasks_at_once = 'many' should be a valid integer"),
         ({"patience": 2, "validate_every": 0}, "patience watches validation tasks"),
         (
             {"data": "digits", "rotations": "all", "iterationz": 1},
@@ -266,6 +269,7 @@ def test_another_head_is_refused_in_a_test(tmp_path: Path) -> None:
 
 
 def test_recipes_survive_a_round_trip() -> None:
+    assert [meta_recipe({"tasks_at_once": each}).tasks_at_once for each in ("auto", "4", 4)] == ["auto", 4, 4]
     made = meta_recipe({**DIGITS, "algorithm": {"name": "anil", "rate": 0.1, "layers": ["head"]}})
     assert meta_recipe(meta_record(made)) == made
     assert meta_differences(meta_record(made), meta_record(meta_recipe({**meta_record(made), "threads": 2}))) == []

@@ -95,7 +95,9 @@ class MetaRecipe:
     formulation: Literal["auto", "grouped", "columns", "vmap", "loop"] = setting(
         "auto", "how a batch of tasks is computed; measured once by default"
     )
-    tasks_at_once: int | Literal["auto"] = setting("auto", "tasks of a chunk, which bounds memory; measured by default")
+    tasks_at_once: int | Literal["auto"] = setting(
+        "auto", "tasks of a chunk, which bounds memory; measured by default", ge=1
+    )
     threads: int | None = setting(None, "CPU threads, each with tasks of its own; all cores by default", ge=1, le=1024)
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps ...")
     seed: int = setting(0, "of everything that is drawn", ge=0, lt=2**63)
