@@ -44,10 +44,10 @@ def test_a_batch_norm_that_extends_pytorchs_and_keeps_statistics_is_named() -> N
 
 def test_layers_that_are_not_written_out_are_left_to_vmap() -> None:
     trunk = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
-    with pytest.raises(InputError, match=r"formulation columns knows sequences of .* take vmap, or auto"):
+    with pytest.raises(InputError, match=r"formulation columns knows sequences of .* take vmap, loop or auto"):
         task_network(trunk, nn.Linear(4, 2), torch.zeros(2, 4), formulation="columns")
     network = task_network(trunk, nn.Linear(4, 2), torch.zeros(2, 4))
-    assert {each.formulation for each in engine.candidates(network.trunk, torch.device("cpu"), 8, 2)} == {"vmap"}
+    assert {each.formulation for each in engine.candidates(network.trunk, torch.zeros(2, 4), 8, 2)} == {"vmap"}
 
 
 class Residual(nn.Sequential):
@@ -147,7 +147,7 @@ def test_every_formulation_computes_what_the_module_does(make: Callable[[], nn.M
         return engine.gradient(algorithm, asked, Engine(formulation, 2), meta, {}, picture_tasks(), 0).gradient
 
     trunk = problem("loop").network.trunk
-    offered = {each.formulation for each in engine.candidates(trunk, torch.device("cpu"), 8, 1)}
+    offered = {each.formulation for each in engine.candidates(trunk, picture_tasks().support[0], 8, 1)}
     assert offered == ({"grouped", "columns", "vmap"} if written_out else {"vmap"})
     for formulation in FORMULATIONS[:2]:
         if not written_out:
@@ -262,7 +262,63 @@ def test_a_choice_by_hand_is_kept() -> None:
     by_hand = engine.choose(MAML(), make, episodes, formulation="loop", tasks_at_once=2, threads=3)
     assert by_hand == Engine("loop", 2, 3)
     measured = engine.choose(MAML(), make, episodes, threads=1)
-    assert measured in engine.candidates(make("vmap").network.trunk, torch.device("cpu"), len(episodes), 1)
+    assert measured in engine.candidates(make("vmap").network.trunk, episodes.support[0], len(episodes), 1)
+
+
+class Rows(nn.Module):
+    """Pictures as sequences of their rows, through a recurrent network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells = nn.GRU(9, 4, batch_first=True)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        last: Tensor = self.cells(inputs.squeeze(1))[1][0]
+        return last
+
+
+class Scaled(nn.Module):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs / float(inputs.abs().max())
+
+
+@pytest.mark.parametrize(
+    ("trunk", "able"),
+    [
+        (Rows(), {"loop"}),
+        (nn.Sequential(nn.Flatten(), Scaled(), nn.Linear(81, 4)), {"loop"}),
+        (nn.Sequential(nn.Linear(9, 9), nn.Flatten(), nn.Linear(81, 4)), {"vmap"}),
+    ],
+    ids=["a recurrent network", "a number taken out", "rows through a linear layer"],
+)
+def test_loop_is_chosen_where_no_other_formulation_can(trunk: nn.Module, able: set[str]) -> None:
+    def make(formulation: Formulation) -> Problem:
+        torch.manual_seed(0)
+        sample = torch.rand(2, 1, 9, 9, dtype=torch.float64)
+        network = task_network(trunk.double(), nn.Linear(4, WAYS).double(), sample, formulation=formulation)
+        return Problem(network, cross_entropy, accuracy)
+
+    episodes = picture_tasks()
+    assert {engine.choose(MAML(), make, episodes, threads=1).formulation} == able
+    for formulation in {*FORMULATIONS} - able - {"loop"}:
+        with pytest.raises(
+            InputError, match=f"^formulation {formulation} .*: take (vmap, loop or|loop, which can, or) auto$"
+        ):
+            make(formulation)  # type: ignore[arg-type]
+    # `loop` really learns: a step along the gradient that it gives makes the loss less.
+    problem, algorithm = make("loop"), MAML(rate=0.1)
+    meta, how = leaves(problem.network.initial()), Engine("loop", 2)
+    before = engine.gradient(algorithm, problem, how, meta, {}, episodes, 0)
+    moved = leaves({name: each.detach() - 0.01 * before.gradient[name] for name, each in meta.items()})
+    after = engine.gradient(algorithm, problem, how, moved, {}, episodes, 0)
+    assert after.losses.mean() < before.losses.mean()
+
+
+@pytest.mark.parametrize("formulation", FORMULATIONS[:2])
+def test_batch_norm_of_sequences_is_left_to_vmap(formulation: Formulation) -> None:
+    trunk = nn.Sequential(nn.BatchNorm1d(2, affine=False), nn.Flatten())
+    with pytest.raises(InputError, match=r"\(batch norm is written out for vectors and pictures, not for 2-d\)"):
+        task_network(trunk, nn.Linear(6, 2), torch.rand(4, 2, 3), formulation=formulation)
 
 
 def test_the_fastest_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:

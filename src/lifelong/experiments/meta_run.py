@@ -318,8 +318,8 @@ def _test_engine(recipe: MetaRecipe, tasks: meta_tasks.Sources) -> Engine:
     """Return an engine for tests: what is set by hand, and otherwise small chunks in the likeliest formulation."""
     from lifelong.meta import engine
 
-    trunk = meta_build.problem(recipe, tasks, "vmap").network.trunk
-    first = engine.candidates(trunk, tasks.test.sample().device, 16, recipe.threads or 1)[0]
+    trunk = meta_build.problem(recipe, tasks, "loop").network.trunk
+    first = engine.candidates(trunk, tasks.test.sample(), 16, recipe.threads or 1)[0]
     chosen = first.formulation if recipe.formulation == "auto" else recipe.formulation
     size = 8 if recipe.tasks_at_once == "auto" else recipe.tasks_at_once
     return Engine(chosen, size, first.threads)

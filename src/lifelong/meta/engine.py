@@ -18,10 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from lifelong.errors import DivergedError
-from lifelong.meta import task_axis
 from lifelong.meta.episodes import Episodes
 from lifelong.meta.learner import MetaLearner, Outcome, Problem, mean_of
-from lifelong.meta.network import Formulation
+from lifelong.meta.network import FORMULATIONS, Formulation, fault
 from lifelong.tree import Params
 
 T = TypeVar("T")
@@ -92,19 +91,19 @@ def answers(
     return [torch.cat(each) for each in zip(*over_chunks(work, episodes, engine), strict=True)]
 
 
-def candidates(trunk: nn.Module, device: torch.device, tasks: int, threads: int) -> list[Engine]:
+def candidates(trunk: nn.Module, sample: Tensor, tasks: int, threads: int) -> list[Engine]:
     """Return the ways to compute `tasks` tasks a batch that are worth a try, the likeliest first.
 
     Args:
-        trunk: of a `TaskNetwork`; its layers decide which formulations there are.
+        trunk: of a `TaskNetwork`; it decides which formulations there are, `loop` where no other can compute it.
+        sample: inputs that it can take.
         threads: cores to use.
     """
-    known = task_axis.layers(trunk) is not None
     kinds = [type(each) for each in trunk.modules()]
-    able: list[Formulation] = ["grouped", "columns", "vmap"] if known else ["vmap"]
+    able = [each for each in FORMULATIONS[:3] if fault(trunk, sample, each) is None] or ["loop"]
     if any(issubclass(kind, nn.modules.dropout._DropoutNd) for kind in kinds):
         threads = 1  # side by side, they would draw in any order
-    if device.type != "cpu":
+    if sample.device.type != "cpu":
         return [Engine(each, tasks) for each in able]
     even = math.ceil(tasks / threads)
     if not any(issubclass(kind, nn.modules.conv._ConvNd) for kind in kinds):
@@ -153,7 +152,7 @@ def choose(
     Args:
         make: builds the problem with a formulation.
     """
-    found = candidates(make("vmap").network.trunk, episodes.support.device, len(episodes), threads)
+    found = candidates(make("loop").network.trunk, episodes.support[0], len(episodes), threads)
     if formulation != "auto":
         found = list(dict.fromkeys(replace(each, formulation=formulation) for each in found))
     if tasks_at_once != "auto":

@@ -118,21 +118,46 @@ def task_network(
         trunk: any module from `[batch, ...]` to `[batch, width]`.
         head: the last layer.
         sample: `[2 or more, ...]`, inputs as the trunk takes them, to try it with.
-        formulation: `grouped` and `columns` are for layers that `task_axis` knows.
+        formulation: `grouped` and `columns` are for layers that `task_axis` knows, `vmap` for what PyTorch can map.
 
     Raises:
-        InputError: a module whose buffers change as it runs, or whose layers the formulation does not know.
+        InputError: a module whose buffers change as it runs, or that the formulation cannot compute.
     """
     if formulation not in FORMULATIONS:
         raise unknown("formulation", formulation, FORMULATIONS)
     copied = without_buffers(copy.deepcopy(trunk)).train()
     _check_buffers(copied, sample)
-    if formulation in ("grouped", "columns") and task_axis.layers(copied) is None:
-        raise InputError(
-            f"formulation {formulation} knows sequences of PyTorch's own convolutions, linear layers, batch norm, "
-            "pooling and activations, each with its own weights, and the model holds others: take vmap, or auto"
-        )
+    reason = fault(copied, sample, formulation)
+    if reason is not None:
+        raise InputError(reason)
     return TaskNetwork(copied, copy.deepcopy(head), formulation, statistics)
+
+
+def fault(module: nn.Module, sample: Tensor, formulation: Formulation) -> str | None:
+    """Return why `formulation` cannot compute `module`, or None where it can.
+
+    Args:
+        module: without PyTorch's batch norms, as in a `TaskNetwork`.
+        sample: inputs that it can take, to try it with.
+    """
+    if formulation == "loop":
+        return None
+    if formulation != "vmap" and task_axis.layers(module) is None:
+        return (
+            f"formulation {formulation} knows sequences of PyTorch's own convolutions, linear layers, batch norm, "
+            "pooling and activations, each with its own weights, and the model holds others: take vmap, loop or auto"
+        )
+    weights = shared({name: each.detach() for name, each in module.named_parameters()}, 2)
+    try:
+        with torch.no_grad():
+            _formulated(module, formulation)(weights, sample.expand(2, *sample.shape), Norm())
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        # The module itself takes the sample: what fails is an operation that is not there for several tasks at once.
+        told = str(error).partition("\n")[0].rstrip(".")
+        return f"formulation {formulation} cannot compute the model ({told}): take loop, which can, or auto"
+    return None
 
 
 def _formulated(module: nn.Module, formulation: Formulation) -> Apply:

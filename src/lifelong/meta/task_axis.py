@@ -177,6 +177,8 @@ def run(layout: Layout, found: list[tuple[str, nn.Module]], weights: Params, inp
         elif inside and not pictures and not isinstance(layer, _ELEMENTWISE):
             outputs, inside = layout.leave(outputs, tasks), False
         if isinstance(layer, BatchNorm):
+            if not inside and outputs.dim() != 3:
+                raise RuntimeError(f"batch norm is written out for vectors and pictures, not for {outputs.dim() - 2}-d")
             outputs = _normalised(layout, layer, weight, bias, outputs, tasks, norm.first, norm.of(name))
         else:
             outputs = _layer(layout, layer, weight, bias, outputs)
