@@ -322,7 +322,8 @@ def test_a_mean_outside_its_range_is_told() -> None:
 
 def test_the_command_trains_tests_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(json.dumps({**DIGITS, "iterations": 4, "algorithms": {"fomaml": {}, "protonet": {}}}))
+    rows = {"fomaml": {}, "protonet": {"train_ways": 3, "rotations": "train"}}
+    recipe.write_text(json.dumps({**DIGITS, "iterations": 4, "algorithms": rows}))
     assert main(["meta", "train", str(recipe), "--out", str(tmp_path / "runs"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [each["name"] for each in found] == ["fomaml/seed-0", "protonet/seed-0"]
@@ -334,6 +335,8 @@ def test_the_command_trains_tests_and_draws(tmp_path: Path, capsys: pytest.Captu
     assert (tmp_path / "again.html").is_file()
     assert main(["meta", "test", str(tmp_path / "runs" / "fomaml" / "seed-0"), "--test-tasks", "7", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["test_tasks"] == 7
+    assert main(["meta", "test", str(tmp_path / "runs" / "protonet" / "seed-0")]) == 0
+    assert "2-way 2-shot, 5 queries, transductive, rotated in training, trained 3-way" in capsys.readouterr().out
     assert main(["meta", "train", "--out", str(tmp_path / "runs" / "fomaml" / "seed-0")]) == 2
     assert "holds a run of another recipe" in capsys.readouterr().err
     assert main(["meta", "tset", "x"]) == 2

@@ -8,14 +8,24 @@ from typing import Any
 import pytest
 
 from lifelong.errors import InputError
-from lifelong.reports import over_seeds, write_meta_report
+from lifelong.reports import over_seeds, protocol, write_meta_report
+
+RECIPE: dict[str, Any] = {
+    "data": "omniglot",
+    "ways": 5,
+    "shots": 1,
+    "queries": 1,
+    "statistics": "transductive",
+    "rotations": None,
+    "train_ways": None,
+}
 
 
 def made_up(name: str, last: float, **changes: Any) -> dict[str, Any]:
     return {
         "name": name,
         "kind": "meta",
-        "recipe": {"ways": 5, "shots": 1, "queries": 1, "statistics": "transductive"},
+        "recipe": RECIPE,
         "algorithm": "maml",
         "data": "omniglot",
         "measure": "accuracy",
@@ -39,16 +49,44 @@ def test_the_page_has_scores_with_intervals_and_charts(tmp_path: Path) -> None:
     for said in ("93.00% ± 2.00%", "5-way 1-shot, 1 queries, transductive", "0.040", "1.5", "Learning to learn"):
         assert said in page, said
     assert "Over seeds" not in page
+    assert "Mean over test tasks of classes that training did not see" in page
     rows = (tmp_path / "page" / "adaptation.csv").read_text().splitlines()
     assert rows[0] == "label,step,score,low,high"
     assert rows[2].startswith("maml,1,0.93,0.91,")
 
 
 def test_regression_has_errors_and_no_calibration(tmp_path: Path) -> None:
-    found = made_up("maml", 0.125, measure="mean squared error", calibration=[])
+    recipe = {**RECIPE, "data": "sinusoids", "shots": 10, "queries": 10}
+    found = made_up("maml", 0.125, measure="mean squared error", calibration=[], recipe=recipe)
     page = write_meta_report([found], tmp_path / "page.html").read_text()
     assert "0.1250 ± 0.0200" in page
     assert "12.50%" not in page
+    assert "10-shot, 10 queries<" in page
+    assert "Mean over test tasks of waves that training did not see" in page
+    assert "classes" not in page
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "5-way 1-shot, 1 queries, transductive"),
+        ({"rotations": "none", "train_ways": 5}, "5-way 1-shot, 1 queries, transductive"),
+        ({"rotations": "all", "train_ways": 20}, "5-way 1-shot, 1 queries, transductive, rotated, trained 20-way"),
+        ({"rotations": "train"}, "5-way 1-shot, 1 queries, transductive, rotated in training"),
+        ({"ways": None, "shots": 3, "statistics": "support"}, "domains, 3-shot, 1 queries, support"),
+        ({"data": "sinusoids", "shots": 10, "queries": 10}, "10-shot, 10 queries"),
+    ],
+)
+def test_tasks_are_described_by_what_moves_the_score(changes: dict[str, Any], said: str) -> None:
+    assert protocol({**RECIPE, **changes}) == said
+
+
+def test_new_domains_are_no_new_classes(tmp_path: Path) -> None:
+    found = [made_up("a", 0.5), made_up("b", 0.5, recipe={**RECIPE, "ways": None})]
+    page = write_meta_report(found, tmp_path / "page.html").read_text()
+    assert "Mean over test tasks of classes or domains that training did not see" in page
+    alone = write_meta_report(found[1:], tmp_path / "page.html").read_text()
+    assert "Mean over test tasks of domains that training did not see" in alone
 
 
 def test_seeds_are_taken_together(tmp_path: Path) -> None:

@@ -128,12 +128,15 @@ def _print(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("", "tasks", "before", "after", "steps", "calibration error", "ms a task")
+    from lifelong.reports import protocol
+
+    table = Table("", "tasks", "test tasks", "before", "after", "steps", "calibration error", "ms a task")
     for name, each in rows:
         percent = bool(each["calibration"])
         ends = [_shown(each["test"][place], each["interval"][place], percent) for place in (0, -1)]
         table.add_row(
             name,
+            protocol(each["recipe"]),
             str(each["test_tasks"]),
             *ends,
             str(len(each["test"]) - 1),

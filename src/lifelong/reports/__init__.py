@@ -6,7 +6,7 @@ from lifelong.reports.kept import PAGES, read_values, write_page_and_values
 from lifelong.reports.learning import write_report
 from lifelong.reports.markdown import write_markdown
 from lifelong.reports.merge import write_merge_report
-from lifelong.reports.meta import misses, over_seeds, write_meta_report
+from lifelong.reports.meta import misses, over_seeds, protocol, write_meta_report
 from lifelong.reports.search import write_search_report
 from lifelong.reports.summary import no_row
 from lifelong.reports.table import print_table
@@ -17,6 +17,7 @@ __all__ = [
     "no_row",
     "over_seeds",
     "print_table",
+    "protocol",
     "read_values",
     "write_markdown",
     "write_merge_report",

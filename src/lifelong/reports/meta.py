@@ -15,6 +15,9 @@ from lifelong.reports.columns import UNKNOWN, Cell, human_bytes
 from lifelong.reports.page import check_name, figures, write_page
 from lifelong.reports.summary import Estimate, estimate
 
+# The data whose tasks are regressions, without classes.
+_WAVES = "sinusoids"
+
 _SURROUNDINGS = ("lifelong", "torch", "python", "platform", "device")
 
 
@@ -44,6 +47,7 @@ def write_meta_report(found: Sequence[Mapping[str, Any]], out: Path) -> Path:
     content = {
         "heading": f"Meta-learning on {title}",
         "title": title,
+        "unseen": _unseen(found),
         "headings": [heading for heading, _ in _COLUMNS],
         "rows": [(each["name"], [cell(each) for _, cell in _COLUMNS]) for each in found],
         "figures": drawn,
@@ -53,6 +57,18 @@ def write_meta_report(found: Sequence[Mapping[str, Any]], out: Path) -> Path:
         "surroundings": {name: str(first[name]) for name in _SURROUNDINGS if first.get(name)},
     }
     return write_page("meta.html.j2", out, drawn, content)
+
+
+def protocol(recipe: Mapping[str, Any]) -> str:
+    """Return what tasks are made of, as far as it moves the score; of training what is other there."""
+    sizes = f"{recipe['shots']}-shot, {recipe['queries']} queries"
+    if recipe["data"] == _WAVES:
+        return sizes
+    ways = "domains, " if recipe["ways"] is None else f"{recipe['ways']}-way "
+    rotated = {"train": ", rotated in training", "all": ", rotated"}.get(recipe["rotations"] or "", "")
+    trained = recipe["train_ways"] or recipe["ways"]
+    other = f", trained {trained}-way" if trained != recipe["ways"] else ""
+    return f"{ways}{sizes}, {recipe['statistics']}{rotated}{other}"
 
 
 def over_seeds(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Cell]]]:
@@ -74,6 +90,17 @@ def misses(found: Sequence[Mapping[str, Any]]) -> list[str]:
         if expected and not expected[0] <= mean <= expected[1]:
             said.append(f"{name}: {mean:.4g} after the last step, expected {expected[0]:g} to {expected[1]:g}")
     return said
+
+
+def _unseen(found: Sequence[Mapping[str, Any]]) -> str:
+    """Return what is new to training in the test tasks of `found`."""
+    return " or ".join(dict.fromkeys(_kind(each["recipe"]) for each in found))
+
+
+def _kind(recipe: Mapping[str, Any]) -> str:
+    if recipe["data"] == _WAVES:
+        return "waves"
+    return "domains" if recipe["ways"] is None else "classes"
 
 
 def _by_row(found: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
@@ -102,17 +129,9 @@ def _calibration(each: Mapping[str, Any]) -> Cell:
     return (f"{each['calibration'][-1]:.3f}", each["calibration"][-1]) if each["calibration"] else UNKNOWN
 
 
-def _tasks(each: Mapping[str, Any]) -> Cell:
-    recipe = each["recipe"]
-    named = "domains, " if recipe["ways"] is None else f"{recipe['ways']}-way "
-    ways = named if each["measure"] == "accuracy" else ""
-    statistics = f", {recipe['statistics']}" if each["measure"] == "accuracy" else ""
-    return f"{ways}{recipe['shots']}-shot, {recipe['queries']} queries{statistics}", None
-
-
 _COLUMNS: list[tuple[str, Any]] = [
     ("Algorithm", lambda each: (each["algorithm"], None)),
-    ("Tasks", _tasks),
+    ("Tasks", lambda each: (protocol(each["recipe"]), None)),
     ("Test before", _score(0)),
     ("Test after", _score(-1)),
     ("Steps", lambda each: (str(len(each["test"]) - 1), len(each["test"]) - 1)),

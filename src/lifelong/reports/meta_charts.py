@@ -66,7 +66,7 @@ def validation(found: Sequence[Mapping[str, Any]]) -> Chart:
         records,
         "validation",
         "Validation tasks",
-        "Score on the same tasks of classes that training does not see; the best weights are kept.",
+        "Score on the same tasks each time, none of which training sees; the best weights are kept.",
     )
 
 
