@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
-from meta.problems import WAYS, convnet, leaves, picture_tasks, pictures
+from meta.problems import WAYS, convnet, curves, leaves, picture_tasks, pictures
 from torch import Tensor, nn
 
 from lifelong.errors import DivergedError, InputError
-from lifelong.meta import MAML, Engine, Problem, engine, task_network
+from lifelong.meta import (
+    IMAML,
+    MAML,
+    Engine,
+    Episodes,
+    FineTuning,
+    MetaLearner,
+    Problem,
+    ProtoNet,
+    Reptile,
+    Sinusoids,
+    engine,
+    task_network,
+)
 from lifelong.meta.columns import Window, to_columns
 from lifelong.meta.episodes import accuracy, cross_entropy
 from lifelong.meta.network import FORMULATIONS, Formulation, part
@@ -346,3 +360,23 @@ def test_a_diverging_inner_loop_names_task_step_and_rate() -> None:
         engine.gradient(
             algorithm, wide, Engine("columns", 2), leaves(problem.network.initial()), {}, picture_tasks(), 7
         )
+
+
+def tried(algorithm: MetaLearner, problem: Problem, episodes: Episodes, factor: float = 1.0) -> None:
+    meta = {name: factor * each for name, each in algorithm.parameters(problem).items()}
+    how = Engine(problem.network.formulation, 2)
+    engine.gradient(algorithm, problem, how, leaves(meta), algorithm.buffers(problem), episodes, 0)
+
+
+@pytest.mark.parametrize("algorithm", [MAML, IMAML, functools.partial(Reptile, inner="sgd")])
+def test_the_step_that_diverges_is_one_of_training(algorithm: Callable[..., MetaLearner]) -> None:
+    """Tests take more steps; here it is the next one at which answers are not finite, and in training their loss."""
+    episodes = Sinusoids(shots=4, queries=4, dtype=torch.float64).draw(3, torch.Generator().manual_seed(0))
+    with pytest.raises(DivergedError, match=r"in iteration 1, at inner step 2 with rate = 1e\+80: try a smaller one"):
+        tried(algorithm(steps=2, test_steps=10, rate=1e80), curves(), episodes)
+
+
+@pytest.mark.parametrize("algorithm", [MAML(), FineTuning(), ProtoNet()])
+def test_weights_that_are_no_numbers_are_blamed_on_the_outer_rate(algorithm: MetaLearner) -> None:
+    with pytest.raises(DivergedError, match=r"the loss of task 1 of 3 .* in iteration 1: try a smaller lr, or clip"):
+        tried(algorithm, pictures("columns"), picture_tasks(), factor=float("nan"))

@@ -53,14 +53,20 @@ class IMAML(MetaLearner):
         return Outcome(gradient, losses.detach(), problem.score(outputs.detach(), episodes.query_targets))
 
     def answers(self, problem: Problem, meta: Params, buffers: Params, episodes: Episodes) -> Iterator[Tensor]:
-        begun = shared(tree.snapshot(network_weights(meta)), len(episodes))
-        for weights in self._path(problem, begun, episodes, self.test_steps):
-            with torch.no_grad():
-                outputs = answer(problem, weights, episodes)
-            yield outputs
+        return self._answers(problem, meta, episodes, self.test_steps)
+
+    def rehearsed(self, problem: Problem, meta: Params, buffers: Params, episodes: Episodes) -> Iterator[Tensor]:
+        return self._answers(problem, meta, episodes, self.steps)
 
     def pace(self) -> str:
         return f"rate = {self.rate:g}"
+
+    def _answers(self, problem: Problem, meta: Params, episodes: Episodes, steps: int) -> Iterator[Tensor]:
+        begun = shared(tree.snapshot(network_weights(meta)), len(episodes))
+        for weights in self._path(problem, begun, episodes, steps):
+            with torch.no_grad():
+                outputs = answer(problem, weights, episodes)
+            yield outputs
 
     def _path(self, problem: Problem, begun: Params, episodes: Episodes, steps: int) -> Iterator[Params]:
         weights = begun

@@ -132,6 +132,12 @@ class InnerLoop(MetaLearner):
                 outputs = answer(problem, weights, episodes, step_statistics.at(buffers, step))
             yield outputs
 
+    def rehearsed(self, problem: Problem, meta: Params, buffers: Params, episodes: Episodes) -> Iterator[Tensor]:
+        for weights in self.path(problem, meta, episodes, self.steps, "none"):
+            with torch.no_grad():
+                outputs = answer(problem, weights, episodes)
+            yield outputs
+
     def settled(self, problem: Problem, meta: Params, buffers: Params, episodes: Episodes) -> Params:
         if problem.network.statistics != "per-step" or not problem.network.normalises:
             return buffers

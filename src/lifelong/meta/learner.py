@@ -90,6 +90,10 @@ class MetaLearner:
         """Yield the query outputs `[tasks, queries, outputs]` after 0, 1, 2, ... steps of adaptation."""
         raise NotImplementedError
 
+    def rehearsed(self, problem: Problem, meta: Params, buffers: Params, episodes: Episodes) -> Iterator[Tensor]:
+        """Yield the query outputs after 0, 1, 2, ... inner steps of training; nothing where it has none."""
+        return iter(())
+
     def settled(self, problem: Problem, meta: Params, buffers: Params, episodes: Episodes) -> Params:
         """Return the buffers that tests need, with what is to be measured on training tasks, `episodes`."""
         return buffers

@@ -53,11 +53,8 @@ class Reptile(MetaLearner):
         return {**tree.zeros_like(weights), "count": start}
 
     def gradient(self, problem: Problem, meta: Params, buffers: Params, episodes: Episodes, iteration: int) -> Outcome:
-        inputs = torch.cat([episodes.support, episodes.query], 1)
-        targets = torch.cat([episodes.support_targets, episodes.query_targets], 1)
         begun = shared(tree.snapshot(network_weights(meta)), len(episodes))
-        moments = shared(buffers, len(episodes))
-        path = self._path(problem, begun, moments, inputs, targets, self.steps, self.batches)
+        path = self._training_path(problem, begun, buffers, episodes)
         weights, moments = deque(path, maxlen=1).pop()
         with torch.no_grad():
             outputs = answer(problem, weights, episodes)
@@ -74,8 +71,22 @@ class Reptile(MetaLearner):
         for weights, _ in self._path(problem, begun, moments, *support, self.test_steps, 1):
             yield self._answer(problem, weights, episodes)
 
+    def rehearsed(self, problem: Problem, meta: Params, buffers: Params, episodes: Episodes) -> Iterator[Tensor]:
+        begun = shared(tree.snapshot(network_weights(meta)), len(episodes))
+        yield self._answer(problem, begun, episodes)
+        for weights, _ in self._training_path(problem, begun, buffers, episodes):
+            yield self._answer(problem, weights, episodes)
+
     def pace(self) -> str:
         return f"rate = {self.rate:g}"
+
+    def _training_path(
+        self, problem: Problem, begun: Params, buffers: Params, episodes: Episodes
+    ) -> Iterator[tuple[Params, Params]]:
+        inputs = torch.cat([episodes.support, episodes.query], 1)
+        targets = torch.cat([episodes.support_targets, episodes.query_targets], 1)
+        moments = shared(buffers, len(episodes))
+        return self._path(problem, begun, moments, inputs, targets, self.steps, self.batches)
 
     def _path(
         self,
