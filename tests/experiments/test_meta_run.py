@@ -333,6 +333,10 @@ def test_the_command_trains_tests_and_draws(tmp_path: Path, capsys: pytest.Captu
     assert main(["report", str(tmp_path / "runs"), "-o", str(tmp_path / "again.html"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == found
     assert (tmp_path / "again.html").is_file()
+    for name in ("again.md", "again.MD"):
+        assert main(["report", str(tmp_path / "runs"), "-o", str(tmp_path / name)]) == 2
+        assert "the page of meta-trainings has no form in Markdown" in capsys.readouterr().err
+        assert not (tmp_path / name).exists()
     assert main(["meta", "test", str(tmp_path / "runs" / "fomaml" / "seed-0"), "--test-tasks", "7", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["test_tasks"] == 7
     assert main(["meta", "test", str(tmp_path / "runs" / "protonet" / "seed-0")]) == 0

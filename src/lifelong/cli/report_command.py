@@ -38,7 +38,7 @@ def _again(kept: Path, out: Path, as_json: bool) -> int:
     from lifelong.reports import PAGES, read_values
 
     kind, values = read_values(kept)
-    if out.suffix == ".md":
+    if out.suffix.lower() == ".md":
         raise InputError(f"{out}: the page of a {kind} has no form in Markdown, so give a name that ends in .html")
     page = PAGES[kind](values, out)
     print(json.dumps(values) if as_json else page)
@@ -49,6 +49,10 @@ def _meta(found: list[dict[str, Any]], out: Path, as_json: bool) -> int:
     """Draw the page of meta-trainings, from their results."""
     from lifelong.reports import write_meta_report
 
+    if out.suffix.lower() == ".md":
+        raise InputError(
+            f"{out}: the page of meta-trainings has no form in Markdown, so give a name that ends in .html"
+        )
     page = write_meta_report(found, out)
     print(json.dumps(found) if as_json else page)
     return 0
@@ -70,7 +74,7 @@ def _runs(folder: Path, out: Path, arguments: Namespace) -> int:
             f"{folder} holds neither results.json nor result.json nor report.json: "
             "give a folder that a run or `lifelong merge --report` has finished in"
         )
-    write = write_markdown if out.suffix == ".md" else write_report
+    write = write_markdown if out.suffix.lower() == ".md" else write_report
     page = write(found, out, arguments.against)
     if arguments.json:
         print(json.dumps(found))
