@@ -41,6 +41,21 @@ DIGITS: dict[str, Any] = {
 }
 
 
+WAVES: dict[str, Any] = {
+    "data": "sinusoids",
+    "shots": 10,
+    "queries": 10,
+    "iterations": 12,
+    "tasks": 4,
+    "validate_every": 4,
+    "validation_tasks": 40,
+    "test_tasks": 40,
+    "tasks_at_once": 4,
+    "formulation": "columns",
+    "threads": 1,
+}
+
+
 def result_of(values: dict[str, Any], out: Path, **options: Any) -> dict[str, Any]:
     *_, last = meta_events(meta_recipe(values), out, **options)
     assert isinstance(last, Finished)
@@ -119,6 +134,18 @@ def test_the_best_weights_on_validation_tasks_are_kept(tmp_path: Path) -> None:
     assert [look.best for look in looks[-2:]] == [False, False]
     judged = meta_test(tmp_path / "run", {"evaluate_on": "validation", "test_tasks": 10})
     assert judged["test"][-1] == pytest.approx(max(scores))
+
+
+def test_the_best_weights_of_reptile_have_the_moments_that_they_were_judged_with(tmp_path: Path) -> None:
+    values = {**WAVES, "algorithm": {"name": "reptile", "test_steps": 5, "rate": 0.02}, "lr": 0.3, "iterations": 24}
+    stopped_after(20, values, tmp_path)
+    events = [*meta_events(meta_recipe(values), tmp_path, resume=True)]
+    result = events[-1].result  # type: ignore[union-attr]
+    scores = {iteration: found for iteration, found, _ in result["validation"]}
+    best = min(scores, key=lambda iteration: scores[iteration][-1])
+    assert best < 18  # the checkpoint of iteration 18 holds it
+    judged = meta_test(tmp_path, {"evaluate_on": "validation", "test_tasks": 40})
+    assert judged["test"] == pytest.approx(scores[best], rel=1e-5)
 
 
 def test_a_test_of_what_was_trained_is_the_one_that_was_made(tmp_path: Path) -> None:
@@ -201,21 +228,6 @@ def test_divergence_is_told_with_task_step_and_rate(tmp_path: Path) -> None:
         DivergedError, match=r"loss of task \d of 4 .* in iteration 1, at inner step \d+ with rate = 1e\+30"
     ):
         result_of({**DIGITS, "algorithm": {"name": "maml", "rate": 1e30, "steps": 3}}, tmp_path / "run")
-
-
-WAVES: dict[str, Any] = {
-    "data": "sinusoids",
-    "shots": 10,
-    "queries": 10,
-    "iterations": 12,
-    "tasks": 4,
-    "validate_every": 4,
-    "validation_tasks": 40,
-    "test_tasks": 40,
-    "tasks_at_once": 4,
-    "formulation": "columns",
-    "threads": 1,
-}
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,7 @@ def _save(training: MetaTraining, tally: MetaTally, out: Path) -> None:
         "meta": state.capture(training.meta, "meta", tensors),
         "buffers": state.capture(training.buffers, "buffers", tensors),
         "best_meta": state.capture(training.best_meta, "best", tensors),
+        "best_buffers": state.capture(training.best_buffers, "best_buffers", tensors),
         "optimizer": state.capture(training.optimizer.state_dict(), "optimizer", tensors),
         "position": [training.iteration, training.best, training.waited],
         "tally": dataclasses.asdict(tally),
@@ -152,6 +153,9 @@ def _restore(training: MetaTraining, tally: MetaTally, saved: Any, tensors: dict
     tree.copy_(training.meta, state.restore({}, saved["meta"], "meta", tensors, where))
     training.buffers = state.restore({}, saved["buffers"], "buffers", tensors, where)
     training.best_meta = state.restore({}, saved["best_meta"], "best", tensors, where)
+    # Older checkpoints have none, and their trainings ended with the last ones.
+    kept = saved.get("best_buffers", saved["buffers"])
+    training.best_buffers = state.restore({}, kept, "best_buffers", tensors, where)
     state.load_optimizer(training.optimizer, saved["optimizer"], tensors)
     training.iteration, training.best, training.waited = saved["position"]
     state.restore(tally, saved["tally"], "tally", tensors, where)

@@ -32,7 +32,8 @@ class MetaTraining:
         optimizer: moves `meta`.
         seed: of the tasks that are drawn.
         iteration: how many have been made.
-        best: validation score of the best `meta` so far, and `best_meta` itself; None and empty before any.
+        best: validation score of the best `meta` so far, with `best_meta` itself and its `best_buffers`; None and empty
+            before any.
         waited: validations since.
     """
 
@@ -46,6 +47,7 @@ class MetaTraining:
     iteration: int = 0
     best: float | None = None
     best_meta: Params = field(default_factory=dict)
+    best_buffers: Params = field(default_factory=dict)
     waited: int = 0
 
 
@@ -135,6 +137,7 @@ def meta_train(
         yield made
     if training.best_meta:
         tree.copy_(training.meta, training.best_meta)
+        training.buffers = training.best_buffers
     training.buffers = settled(training, source)
 
 
@@ -192,7 +195,7 @@ def _look(
     better = training.best is None or (score < training.best if schedule.lower_is_better else score > training.best)
     if better:
         training.best, training.waited = score, 0
-        training.best_meta = tree.snapshot(training.meta)
+        training.best_meta, training.best_buffers = tree.snapshot(training.meta), tree.snapshot(training.buffers)
     return Validated(training.iteration, found, better)
 
 
