@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from lifelong.cli import COMMANDS, main
+from lifelong.experiments.plan import plan
 from lifelong.training import checkpoint
 from lifelong.yaml_file import read_yaml
 
@@ -294,6 +295,11 @@ def test_a_report_is_a_page_or_markdown(name: str, tmp_path: Path, capsys: pytes
     said = refused(capsys, "report", str(tmp_path), "--output", str(tmp_path / name))
     assert said.endswith("the page is FILE.html, or FILE.md for the tables of runs")
     assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize(("text", "seeds"), [("3", [0, 1, 2]), ("0,2", [0, 2]), ("7,", [7]), ("1", [0])])
+def test_seeds_are_a_number_or_a_list(text: str, seeds: list[int]) -> None:
+    assert [run.recipe.seed for run in plan({"methods": ["naive"], "seeds": text})] == seeds
 
 
 def test_options_override_the_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,11 @@ def configure(parser: Parser) -> None:
     """Declare the options."""
     parser.add_argument("recipe", nargs="?", help="YAML file of settings; options override it")
     parser.add_argument("--methods", metavar="A,B", help="methods to compare, or rows of the recipe to run")
-    parser.add_argument("--seeds", metavar="N", help="how many seeds from 0, or a list: 3 or 0,1,2 (default 1)")
+    parser.add_argument(
+        "--seeds",
+        metavar="N",
+        help="how many seeds from 0: 3; or a list: 0,1,2, or 7, (with a comma) for one alone (default 1)",
+    )
     parser.add_argument("--experiments", metavar="A,B", help="experiments of the recipe to run; all by default")
     add_recipe(parser, without=("method", "seed"))
     parser.groups = (*parser.groups, "methods")

@@ -147,8 +147,9 @@ def _ranges(label: str, expected: Any) -> dict[str, tuple[float, float]] | None:
 
 def _seeds(seeds: Any) -> list[int]:
     if isinstance(seeds, str):
-        seeds = [int(part) for part in seeds.split(",")] if all(p.isdecimal() for p in seeds.split(",")) else seeds
-        seeds = seeds[0] if isinstance(seeds, list) and len(seeds) == 1 else seeds
+        parts = seeds.removesuffix(",").split(",")
+        if all(part.isdecimal() for part in parts):
+            seeds = [int(part) for part in parts] if "," in seeds else int(seeds)
     if isinstance(seeds, int) and not isinstance(seeds, bool) and seeds > 0:
         return list(range(seeds))
     if isinstance(seeds, list) and seeds and all(isinstance(seed, int) and seed >= 0 for seed in seeds):
