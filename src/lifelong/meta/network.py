@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -155,7 +156,7 @@ def fault(module: nn.Module, sample: Tensor, formulation: Formulation) -> str | 
         raise
     except RuntimeError as error:
         # The module itself takes the sample: what fails is an operation that is not there for several tasks at once.
-        told = str(error).partition("\n")[0].rstrip(".")
+        told = re.split(r"\.\s|\n", str(error))[0].rstrip(".")  # more sentences ask for a report to PyTorch
         return f"formulation {formulation} cannot compute the model ({told}): take loop, which can, or auto"
     return None
 
