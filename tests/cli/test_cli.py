@@ -272,6 +272,11 @@ def test_rows_that_are_run_one_by_one_make_one_table(tmp_path: Path, capsys: pyt
         return [(each["label"], each["seed"]) for each in results]
 
     assert shown("--methods", "ewc") == [("ewc", 0)]
+    (out / "results.json").unlink()  # as if the first were still going on elsewhere
+    assert shown("--methods", "si") == [("si", 0)]
+    shutil.rmtree(out / "si")
+    (out / "results.json").unlink()
+    assert shown("--methods", "ewc") == [("ewc", 0)]
     assert shown("--methods", "joint,naive", "--seeds", "2") == [
         ("ewc", 0),
         *[(label, seed) for label in ("joint", "naive") for seed in (0, 1)],

@@ -104,9 +104,9 @@ def _earlier(out: Path) -> list[dict[str, Any]]:
 def _claim(planned: Sequence[Planned], out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file: choose another --out")
-    known = {run.folder.parts[0] for run in planned}
-    foreign = out.is_dir() and any(out.iterdir()) and not (out / "results.json").is_file()
-    if foreign and not any((out / name).is_dir() for name in known):
+    # Another process may have begun one there, of other rows or experiments, that has no results yet.
+    held = any(out.glob("*/seed-*/recipe.json")) or any(out.glob("*/*/seed-*/recipe.json"))
+    if out.is_dir() and any(out.iterdir()) and not (out / "results.json").is_file() and not held:
         raise InputError(f"{out} exists and holds no comparison: choose another --out")
     for run in planned:
         path = out / run.folder / "recipe.json"
