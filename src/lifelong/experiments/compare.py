@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from lifelong.experiments import result as results
 from lifelong.experiments.plan import Planned
 from lifelong.experiments.recipe import differences, record, stream_of
 from lifelong.experiments.run import Every, Finished, RunEvent, events
+from lifelong.merging.workers import processors
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def compare(
         build.method(run.recipe)
         build.device(run.recipe.device)
     _claim(planned, out)
-    cores = os.cpu_count() or 1
+    cores = processors()
     share = [
         run if run.recipe.threads else dataclasses.replace(run, recipe=_with_threads(run, max(1, cores // workers)))
         for run in planned

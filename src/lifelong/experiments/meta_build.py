@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from lifelong.errors import InputError, unknown
 from lifelong.experiments.build import device
 from lifelong.experiments.meta_recipe import SINUSOIDS, MetaRecipe, filled
 from lifelong.experiments.meta_tasks import Sources
+from lifelong.merging.workers import processors
 from lifelong.meta import ALGORITHMS, FewShot, MetaLearner, Problem, engine, task_network
 from lifelong.meta.engine import Engine
 from lifelong.meta.network import Formulation
@@ -105,7 +105,7 @@ def choose_engine(recipe: MetaRecipe, tasks: Sources, made: MetaLearner) -> Engi
         drawn,
         formulation=recipe.formulation,
         tasks_at_once=recipe.tasks_at_once,
-        threads=recipe.threads or len(os.sched_getaffinity(0)),
+        threads=recipe.threads or processors(),
     )
 
 
