@@ -18,7 +18,7 @@ from lifelong.experiments.meta_plan import meta_plan
 from lifelong.experiments.meta_recipe import meta_differences, meta_recipe, meta_record
 from lifelong.experiments.meta_run import MetaRunEvent, Started, meta_events, meta_test
 from lifelong.experiments.run import Every, Finished
-from lifelong.meta import ALGORITHMS, FewShot
+from lifelong.meta import ALGORITHMS, Engine, FewShot
 from lifelong.reports import misses
 from lifelong.training.meta_loop import Iteration, Validated, ValidationDiverged
 
@@ -82,6 +82,15 @@ def test_a_training_that_was_killed_goes_on_to_the_same_bits(name: str, tmp_path
     again = json.loads((tmp_path / "killed" / "result.json").read_text())
     for key in ("test", "interval", "calibration", "curve", "validation", "best_validation"):
         assert again[key] == whole[key], key
+
+
+def test_what_is_set_by_hand_is_heeded_when_a_training_goes_on(tmp_path: Path) -> None:
+    values = {**DIGITS, "algorithm": "maml"}
+    stopped_after(8, values, tmp_path)
+    changed = {**values, "formulation": "vmap", "tasks_at_once": 3}
+    resumed = [*meta_events(meta_recipe(changed), tmp_path, resume=True)]
+    assert resumed[0] == Started(Engine("vmap", 3, 1), 6)
+    assert isinstance(resumed[-1], Finished)
 
 
 def test_sinusoids_are_learned_and_adapted_to(tmp_path: Path) -> None:

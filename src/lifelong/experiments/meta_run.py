@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -90,12 +90,18 @@ def meta_events(
         tasks = meta_tasks.sources(recipe)
         _judged(recipe, tasks)  # refused now, not when training has ended
         saved = checkpoint.load_checkpoint(out / "checkpoints")
-        how = Engine(**saved[0]["engine"]) if saved else meta_build.choose_engine(recipe, tasks, made)
+        how = _as_before(recipe, saved[0]["engine"]) if saved else meta_build.choose_engine(recipe, tasks, made)
         training = meta_build.training(recipe, tasks, made, how)
         tally = MetaTally()
         if saved is not None:
             _restore(training, tally, *saved)
         yield from _train(recipe, tasks, training, tally, out, checkpoint_every or Every())
+
+
+def _as_before(recipe: MetaRecipe, engine: Mapping[str, Any]) -> Engine:
+    """Return the engine of a checkpoint; what `recipe` sets by hand may be other now, to take less memory."""
+    given = {"formulation": recipe.formulation, "tasks_at_once": recipe.tasks_at_once, "threads": recipe.threads}
+    return Engine(**{**engine, **{name: each for name, each in given.items() if each not in ("auto", None)}})
 
 
 def _train(
