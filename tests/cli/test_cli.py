@@ -67,7 +67,7 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         (["compare", "--workers", "0"], "workers = '0'"),
         (
             ["compare", "--methods", "naive,ewc", "--against", "ecw"],
-            "no row 'ecw' to compare with, did you mean 'ewc'?",
+            "unknown row 'ecw', did you mean 'ewc'? known are ewc, naive",
         ),
         (["compare", "--methods", "naive", "--methods.ewc.strength", "1"], "no row 'ewc'"),
     ],

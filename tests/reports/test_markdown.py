@@ -31,4 +31,4 @@ def test_the_command_writes_markdown_where_the_name_says_so(tmp_path, capsys):
     assert cli.main(["report", str(tmp_path), "--against", "si", "-o", str(tmp_path / "page.md")]) == 0
     assert "| Against si, points |" in (tmp_path / "page.md").read_text()
     assert cli.main(["report", str(tmp_path), "--against", "is", "-o", str(tmp_path / "page.md")]) == 2
-    assert "no row 'is' to compare with" in capsys.readouterr().err
+    assert "unknown row 'is': known are ewc, joint" in capsys.readouterr().err

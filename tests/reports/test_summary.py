@@ -132,5 +132,5 @@ def test_a_difference_is_that_of_the_paired_t_test():
 def test_what_rows_are_compared_with_is_a_row_of_some_experiment():
     results = [result("ewc", 0, experiment="task"), result("si", 0, experiment="class")]
     assert [part.reference and part.reference.label for part in sections(results, "ewc")] == ["ewc", None]
-    with pytest.raises(InputError, match="no row 'ewcc' to compare with, did you mean 'ewc'\\? rows are ewc, si"):
+    with pytest.raises(InputError, match="unknown row 'ewcc', did you mean 'ewc'\\? known are ewc, si"):
         sections(results, "ewcc")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lifelong.cli.arguments import Parser, Values, add_execution, add_recipe, recipe_values
-from lifelong.errors import InputError, closest
+from lifelong.errors import InputError, closest, unknown
 
 if TYPE_CHECKING:
     from lifelong.experiments.plan import Planned
@@ -70,11 +70,12 @@ def main(arguments: Namespace) -> int:
 def _check_against(label: str | None, planned: Sequence[Planned], out: Path) -> None:
     """Refuse a row that will not be there, before others are run."""
     from lifelong.experiments.compare import together
-    from lifelong.reports import no_row
 
-    labels = [run.label for run in planned] + [each["label"] for each in together(planned, out)]
-    if label is not None and label not in labels:
-        raise no_row(label, list(dict.fromkeys(labels)))
+    if label is None:
+        return
+    labels = {run.label for run in planned} | {each["label"] for each in together(planned, out)}
+    if label not in labels:
+        raise unknown("row", label, labels)
 
 
 def _show(results: list[Values], out: Path, arguments: Namespace) -> None:

@@ -8,13 +8,11 @@ from lifelong.reports.markdown import write_markdown
 from lifelong.reports.merge import write_merge_report
 from lifelong.reports.meta import misses, over_seeds, protocol, write_meta_report
 from lifelong.reports.search import write_search_report
-from lifelong.reports.summary import no_row
 from lifelong.reports.table import print_table
 
 __all__ = [
     "PAGES",
     "misses",
-    "no_row",
     "over_seeds",
     "print_table",
     "protocol",

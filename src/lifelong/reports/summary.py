@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lifelong.errors import InputError, closest
+from lifelong.errors import InputError, unknown
 
 Result = Mapping[str, Any]
 
@@ -173,20 +173,14 @@ def sections(results: Sequence[Result], against: str | None = None) -> list[Sect
         if row and len(row[0]["tasks"]) != len(result["tasks"]):
             raise InputError(f"results of {label!r} differ in their number of tasks: give them different labels")
         row.append(result)
-    labels = list(dict.fromkeys(label for rows in found.values() for label in rows))
+    labels = {label for rows in found.values() for label in rows}
     if against is not None and against not in labels:
-        raise no_row(against, labels)
+        raise unknown("row", against, labels)
     parts = []
     for experiment, by_label in found.items():
         rows = {label: Row(label, tuple(row)) for label, row in by_label.items()}
         parts.append(Section(experiment, tuple(rows.values()), rows.get(against) if against is not None else None))
     return parts
-
-
-def no_row(against: str, labels: Sequence[str]) -> InputError:
-    """Return the error of a row `against` that is not among `labels`."""
-    near = closest(against, labels) or ":"
-    return InputError(f"no row {against!r} to compare with{near} rows are {', '.join(labels)}")
 
 
 def measures(section: Section) -> list[dict[str, Any]]:
