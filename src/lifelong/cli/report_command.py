@@ -25,12 +25,13 @@ def main(arguments: Namespace) -> int:
     if arguments.output and Path(arguments.output).suffix.lower() not in (".html", ".htm", ".md"):
         raise InputError(f"--output {arguments.output}: the page is FILE.html, or FILE.md for the tables of runs")
     out = Path(arguments.output) if arguments.output else folder / "report.html"
-    kept, trained = folder / "report.json", _meta_results(folder)
-    if arguments.against and (kept.is_file() or trained):
+    kept = folder / "report.json"
+    trained = [] if kept.is_file() else _meta_results(folder)
+    if not kept.is_file() and not trained:
+        return _runs(folder, out, arguments)
+    if arguments.against is not None:
         raise InputError(f"--against compares rows of `lifelong compare`, and {folder} holds something else")
-    if kept.is_file():
-        return _again(kept, out, arguments.json)
-    return _meta(trained, out, arguments.json) if trained else _runs(folder, out, arguments)
+    return _meta(trained, out, arguments.json) if trained else _again(kept, out, arguments.json)
 
 
 def _again(kept: Path, out: Path, as_json: bool) -> int:
