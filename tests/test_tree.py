@@ -20,3 +20,8 @@ def test_blocks_cover_every_number_once_and_write_through(piece: int, monkeypatc
     for name in names:
         assert torch.equal(sums[name], drawn[name])
     assert bool((sums["left"] == 0).all())
+
+
+def test_what_is_under_a_prefix_loses_it_once() -> None:
+    weights = {"trunk.0.bias": torch.ones(2), "trunk.trunk.bias": torch.ones(3), "head.bias": torch.ones(4)}
+    assert {name: len(each) for name, each in tree.under("trunk.", weights).items()} == {"0.bias": 2, "trunk.bias": 3}

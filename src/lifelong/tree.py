@@ -46,6 +46,11 @@ def weights(module: nn.Module) -> Params:
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
+def under(prefix: str, tree: Params) -> Params:
+    """Return the part of `tree` whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tree.items() if name.startswith(prefix)}
+
+
 def snapshot(tree: Params) -> Params:
     """Return a detached copy of `tree` that later training does not move."""
     return {name: tensor.detach().clone() for name, tensor in tree.items()}

@@ -100,8 +100,8 @@ def answer(
 
 def answer_with(network: Network, weights: Params, inputs: Tensor, task: int | Tensor) -> tuple[Tensor, Tensor]:
     """Return features `[batch, width]` and logits `[batch, outputs]` of `network` with these `weights` in it."""
-    features: Tensor = functional_call(network.trunk, _under("trunk.", weights), (inputs,))
-    logits: Tensor = functional_call(network.head, _under("head.", weights), (features, task))
+    features: Tensor = functional_call(network.trunk, tree.under("trunk.", weights), (inputs,))
+    logits: Tensor = functional_call(network.head, tree.under("head.", weights), (features, task))
     return features, logits
 
 
@@ -115,7 +115,3 @@ def _add_noise(
     else:
         variance = F.conv2d(squares, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
     return sums + variance.clamp_min(_LEAST_VARIANCE).sqrt() * noise(sums)
-
-
-def _under(prefix: str, weights: Params) -> Params:
-    return {name.removeprefix(prefix): each for name, each in weights.items() if name.startswith(prefix)}

@@ -37,7 +37,7 @@ def load_trunk(trunk: nn.Module, content: bytes, name: str) -> None:
     except SafetensorError as error:
         raise InputError(f"weights {name} are no safetensors file: {error}") from None
     if found and all(each.startswith(("trunk.", "head.")) for each in found):
-        found = {each.removeprefix("trunk."): tensor for each, tensor in found.items() if each.startswith("trunk.")}
+        found = tree.under("trunk.", found)
     found = beside_adapters(trunk, found)
     absent = adapter_weights(trunk) - found.keys()
     live = {each: tensor for each, tensor in tree.weights(trunk).items() if each not in absent}
