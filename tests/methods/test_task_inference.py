@@ -38,22 +38,22 @@ def values(method: str, **more: Any) -> dict[str, Any]:
 
 
 def trained(**more: Any) -> tuple[TaskInference, Learner, Stream, Params, list[torch.Tensor]]:
-    """What is known at the end, the weights at the beginning, and where the first task's samples went each time."""
+    """What is known at the end, the weights at the beginning, and the first task's features each time."""
     made = recipe(values("task-inference", **more))
     stream, method = build.stream(made), build.method(made)
     learner = build.learner(made, stream)
     assert isinstance(method, TaskInference)
     start, inputs = tree.snapshot(tree.weights(learner.model.trunk)), stream.tasks[0].test.batch(torch.arange(40))[0]
-    directions = []
+    seen = []
     for event in train(learner, method, stream, build.schedule(made)):
         if isinstance(event, TaskDone):
-            directions.append(method._directions(learner, inputs))
-    return method, learner, stream, start, directions
+            seen.append(method._features(learner, inputs))
+    return method, learner, stream, start, seen
 
 
 def test_prototypes_are_mean_directions_of_what_the_network_saw_in_a_class_at_first() -> None:
-    method, learner, stream, start, directions = trained()
-    torch.testing.assert_close(directions[-1], directions[0], rtol=0, atol=0)  # the features never drift
+    method, learner, stream, start, seen = trained()
+    torch.testing.assert_close(seen[-1], seen[0], rtol=0, atol=0)  # the features never drift
 
     def features(inputs: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():

@@ -11,12 +11,10 @@ from torch.nn import functional as F
 from lifelong import models, randomness
 from lifelong.curvature.per_sample import evaluating
 from lifelong.experiments.recipe import Recipe
-from lifelong.models.heads import FixedBlock
+from lifelong.models.heads import CLASS_MEANS_SCALE, FixedBlock
 from lifelong.streams import Scenario, Stream
 from lifelong.streams.task import Task
 
-# Cosines of mean features differ by some hundredths; with this they make differences of a nat or two.
-_SCALE = 30.0
 # Training samples of a class that its mean is taken over at most: more move it by less than a hundredth.
 _SAMPLES = 256
 _BATCH = 64
@@ -40,7 +38,7 @@ def fixed_head(recipe: Recipe, stream: Stream, trunk: nn.Module) -> Callable[[in
         every, scale = models.class_embeddings(recipe.model, recipe.model_settings, names)
         rows = list(every.split([len(task.labels) for task in stream.tasks]))
     else:
-        rows, scale = [_means(trunk, task, recipe.seed) for task in stream.tasks], _SCALE
+        rows, scale = [_means(trunk, task, recipe.seed) for task in stream.tasks], CLASS_MEANS_SCALE
     if recipe.head == "single" and stream.scenario is Scenario.CLASS:
         rows = [torch.cat(rows)]
     return lambda index: FixedBlock(rows[index], scale)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -15,10 +15,8 @@ from lifelong.learner import Learner
 from lifelong.memory import Buffer
 from lifelong.methods import samples
 from lifelong.methods.rehearsal import stored
-from lifelong.streams.task import Scenario, Split, Task
-
-# Cosines of mean features differ by some hundredths; with this they make differences of a nat or two.
-_SCALE = 30.0
+from lifelong.models.heads import CLASS_MEANS_SCALE, FixedBlock
+from lifelong.streams.task import Scenario, Task
 
 
 @dataclass
@@ -41,14 +39,16 @@ class ClassMeans:
             features: of a batch of inputs, `[batch, width]`, as answers will have them.
             exemplars: samples of each class of `task` to keep, drawn by the seed.
         """
-        ready = task.train.ready(learner.device)
+        ready, size = task.train.ready(learner.device), min(samples.BATCH, learner.largest_batch)
         with torch.no_grad(), evaluating(learner.model), learner.precision():
             if len(self.memory):
                 split, owner = stored(self.memory, ready), self.memory.columns["tasks"][: len(self.memory)]
                 for index, old in self.rows.items():
                     own = split.take((owner == int(index)).nonzero().flatten())
-                    self.rows[index] = _directions(learner, own, features, len(old))
-            self.rows[str(task.index)] = _directions(learner, ready, features, len(task.classes))
+                    first = int(own.targets.min())
+                    self.rows[index] = mean_directions(own.batches(size), features, len(old), first)
+            rows = mean_directions(ready.batches(size), features, len(task.classes), min(task.classes))
+            self.rows[str(task.index)] = rows
         for label in task.classes if exemplars else ():
             found = (ready.targets == label).nonzero().flatten()
             drawn = torch.randperm(len(found), generator=randomness.generator(learner.seed, "means", task.index, label))
@@ -64,14 +64,24 @@ class ClassMeans:
             means = torch.cat(list(self.rows.values()))
         else:
             means = torch.stack(list(self.rows.values())).mean(0)
-        return _SCALE * F.normalize(features.float(), dim=1) @ F.normalize(means, dim=1).T
+        logits: Tensor = FixedBlock(means, CLASS_MEANS_SCALE)(features.float())
+        return logits
 
 
-def _directions(learner: Learner, split: Split, features: Callable[[Tensor], Tensor], classes: int) -> Tensor:
-    """Return the mean direction `[classes, width]` of each class of one task, whose labels follow one another."""
-    total, first = torch.empty(0), int(split.targets.min())
-    for inputs, targets in split.batches(min(samples.BATCH, learner.largest_batch)):
-        found = F.normalize(features(inputs).float(), dim=1)
-        total = total if len(total) else found.new_zeros(classes, found.shape[1])
-        total.index_add_(0, targets - first, found)
+def mean_directions(
+    batches: Iterable[tuple[Tensor, Tensor]], features: Callable[[Tensor], Tensor], classes: int, first: int
+) -> Tensor:
+    """Return the mean direction `[classes, width]`, of length 1, of the features of each class.
+
+    Args:
+        batches: inputs `[batch, ...]` and labels `[batch]`.
+        features: `[batch, width]` of inputs.
+        classes: how many there are.
+        first: the least label; the others follow one another.
+    """
+    total = torch.empty(0)
+    for inputs, labels in batches:
+        directions = F.normalize(features(inputs).float(), dim=1)
+        total = total if len(total) else directions.new_zeros(classes, directions.shape[1])
+        total.index_add_(0, labels - first, directions)
     return F.normalize(total, dim=1)

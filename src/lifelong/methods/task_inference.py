@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from lifelong.curvature.per_sample import evaluating
 from lifelong.learner import Learner
 from lifelong.methods import samples
+from lifelong.methods.class_means import mean_directions
 from lifelong.methods.method import Method, state
 from lifelong.methods.teacher import Teacher
 from lifelong.streams.task import Scenario, Task
@@ -43,10 +44,9 @@ class TaskInference(Method):
         """Make prototypes `[classes, width]` of the classes of `task`."""
         first = sum(map(len, self.prototypes))
         with torch.no_grad(), evaluating(learner.model):
-            pairs = [(self._directions(learner, each), labels) for each, labels in samples.of_task(learner, task, None)]
-        directions, labels = torch.cat([each for each, _ in pairs]), torch.cat([each for _, each in pairs]) - first
-        totals = directions.new_zeros(len(task.classes), directions.shape[1]).index_add_(0, labels, directions)
-        self.prototypes.append(F.normalize(totals, dim=1))
+            batches = samples.of_task(learner, task, None)
+            found = mean_directions(batches, lambda each: self._features(learner, each), len(task.classes), first)
+        self.prototypes.append(found)
 
     def restrict(self, learner: Learner, inputs: Tensor, logits: Tensor) -> Tensor:
         # Within a task nothing is known yet of its classes.
@@ -59,11 +59,10 @@ class TaskInference(Method):
 
     def tasks_of(self, learner: Learner, inputs: Tensor) -> Tensor:
         """Return the index `[batch]` int64 of the task that each of `inputs` `[batch, ...]` seems to come from."""
-        nearest = (self._directions(learner, inputs) @ torch.cat(self.prototypes).T).argmax(1)
+        nearest = (self._features(learner, inputs) @ torch.cat(self.prototypes).T).argmax(1)
         ends = torch.tensor([len(each) for each in self.prototypes]).cumsum(0).to(nearest.device)
         return torch.bucketize(nearest, ends, right=True)
 
-    def _directions(self, learner: Learner, inputs: Tensor) -> Tensor:
+    def _features(self, learner: Learner, inputs: Tensor) -> Tensor:
         with learner.precision():
-            features = self.start.network(learner).features(inputs)
-        return F.normalize(features.float(), dim=1)
+            return self.start.network(learner).features(inputs).float()

@@ -10,6 +10,9 @@ from torch.nn import functional as F
 
 Block = Callable[[int, int], nn.Module]
 
+# Of the logits of class means: cosines of mean features differ by some hundredths, which this makes a nat or two.
+CLASS_MEANS_SCALE = 30.0
+
 
 class FixedBlock(nn.Module):
     """Outputs that do not learn: `scale * cos(features, row of the class)`.
