@@ -167,15 +167,17 @@ class Merging(Method):
     def after_task(self, learner: Learner, task: Task) -> None:
         fold(learner.model.trunk)  # the adapters of this task, if there are any, become part of its expert
         expert, statistics = tree.snapshot(self._live(learner)), self.statistics(learner, task)
+        prototype = None
+        if self.pool is not None or self.conflict is not None:
+            prototype = self.prototype(learner, task)
         if self.pool is not None:
             name, known = self._in_pool(learner, task)
-            found_in_base = self.prototype(learner, task)
             # A run that is resumed may have stored it already.
-            Pool(self.pool).add(name, expert, base=self.base, task=known, prototype=found_in_base, replace=True)
+            Pool(self.pool).add(name, expert, task=known, prototype=prototype, replace=True)
         found = conflicts(self.base, self.merged, expert) if self.merged else {}
         self.conflicts += [shares(found)] if found else []
-        if self.conflict is not None:
-            self.apart.meet(self.prototype(learner, task))
+        if prototype is not None and self.conflict is not None:
+            self.apart.meet(prototype)
         if self._stays_apart(learner, task, expert, statistics, found):
             self.apart.add(task.index, {**expert, **tree.snapshot(statistics_of(learner.model))})
             return
@@ -330,8 +332,7 @@ def answer(learner: Learner, weights: Params, inputs: Tensor, task: int) -> Tens
 
 def features(learner: Learner, weights: Params, inputs: Tensor) -> Tensor:
     """Return the features `[batch, width]` that the trunk gives with `weights`; others are as they are."""
-    trunk = {name.removeprefix("trunk."): each for name, each in weights.items() if name.startswith("trunk.")}
-    found: Tensor = functional_call(learner.model.trunk, trunk, (inputs,))
+    found: Tensor = functional_call(learner.model.trunk, tree.under("trunk.", weights), (inputs,))
     return found
 
 
