@@ -189,7 +189,7 @@ def _diverged(
     """Return the error for `task`, whose adaptation is done again to see at which step it fails."""
     alone = list(episodes.chunks(1))[task]
     held = {name: each.detach() for name, each in meta.items()}
-    finite = [bool(outputs.isfinite().all()) for outputs in algorithm.rehearsed(problem, held, buffers, alone)]
+    finite = [bool(outputs.isfinite().all()) for outputs in algorithm.training_answers(problem, held, buffers, alone)]
     step = finite.index(False) if False in finite else max(0, len(finite) - 1)
     place = f", at inner step {step} with {algorithm.pace()}: try a smaller one" if step else ": try a smaller lr"
     return DivergedError(

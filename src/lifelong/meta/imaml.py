@@ -55,7 +55,7 @@ class IMAML(MetaLearner):
     def answers(self, problem: Problem, meta: Params, buffers: Params, episodes: Episodes) -> Iterator[Tensor]:
         return self._answers(problem, meta, episodes, self.test_steps)
 
-    def rehearsed(self, problem: Problem, meta: Params, buffers: Params, episodes: Episodes) -> Iterator[Tensor]:
+    def training_answers(self, problem: Problem, meta: Params, buffers: Params, episodes: Episodes) -> Iterator[Tensor]:
         return self._answers(problem, meta, episodes, self.steps)
 
     def pace(self) -> str:

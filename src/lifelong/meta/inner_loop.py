@@ -132,7 +132,7 @@ class InnerLoop(MetaLearner):
                 outputs = answer(problem, weights, episodes, step_statistics.at(buffers, step))
             yield outputs
 
-    def rehearsed(self, problem: Problem, meta: Params, buffers: Params, episodes: Episodes) -> Iterator[Tensor]:
+    def training_answers(self, problem: Problem, meta: Params, buffers: Params, episodes: Episodes) -> Iterator[Tensor]:
         for weights in self.path(problem, meta, episodes, self.steps, "none"):
             with torch.no_grad():
                 outputs = answer(problem, weights, episodes)

@@ -90,7 +90,7 @@ class MetaLearner:
         """Yield the query outputs `[tasks, queries, outputs]` after 0, 1, 2, ... steps of adaptation."""
         raise NotImplementedError
 
-    def rehearsed(self, problem: Problem, meta: Params, buffers: Params, episodes: Episodes) -> Iterator[Tensor]:
+    def training_answers(self, problem: Problem, meta: Params, buffers: Params, episodes: Episodes) -> Iterator[Tensor]:
         """Yield the query outputs after 0, 1, 2, ... inner steps of training; nothing where it has none."""
         return iter(())
 

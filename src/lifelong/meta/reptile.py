@@ -71,7 +71,7 @@ class Reptile(MetaLearner):
         for weights, _ in self._path(problem, begun, moments, *support, self.test_steps, 1):
             yield self._answer(problem, weights, episodes)
 
-    def rehearsed(self, problem: Problem, meta: Params, buffers: Params, episodes: Episodes) -> Iterator[Tensor]:
+    def training_answers(self, problem: Problem, meta: Params, buffers: Params, episodes: Episodes) -> Iterator[Tensor]:
         begun = shared(tree.snapshot(network_weights(meta)), len(episodes))
         yield self._answer(problem, begun, episodes)
         for weights, _ in self._training_path(problem, begun, buffers, episodes):
