@@ -191,10 +191,10 @@ class VCL(Method):
 
     def _begin(self, learner: Learner, drawn: torch.Generator) -> None:
         """Put what the new task trains where `begin` says; the prior is the old posterior all the same."""
-        own = isinstance(learner.model.head, MultiHead)
-        shared = {name: each for name, each in self.logvar.items() if not (own and name.startswith("head."))}
         if self.begin == "posterior":
             return
+        own = isinstance(learner.model.head, MultiHead)
+        shared = {name: each for name, each in self.logvar.items() if not (own and name.startswith("head."))}
         self.logvar.update({name: torch.full_like(each, self.log_variance) for name, each in shared.items()})
         if self.begin == "anew":
             live = tree.parameters(learner.model)
