@@ -13,7 +13,7 @@ import lifelong
 
 ROOT = Path(lifelong.__file__).parent
 LEVELS = [
-    {"tree", "errors", "files", "randomness", "settings", "yaml_file"},
+    {"tree", "losses", "errors", "files", "randomness", "settings", "yaml_file"},
     {"data", "models", "curvature"},
     {"streams", "memory", "merging"},
     {"learner", "meta"},

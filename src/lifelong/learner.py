@@ -46,7 +46,7 @@ class Batch:
 
     Args:
         inputs: `[batch, ...]` as the network takes them.
-        targets: `[batch]` int64, in the numbering of the head.
+        targets: `[batch]` as `Split` has them.
         task: index of the task, or `[batch]` int64 where samples differ in it.
         raw: `[new, ...]`, the task's own inputs as the data set stores them (uint8 for images), arranged.
         scaled: makes inputs for the network of such raw ones.
@@ -64,6 +64,12 @@ class Batch:
     def new(self) -> int:
         """The number of samples, the first ones, that are the task's own; methods add theirs behind."""
         return len(self.raw)
+
+    def tasks(self) -> Tensor:
+        """Return the index of the task of each sample, `[batch]` int64."""
+        if isinstance(self.task, Tensor):
+            return self.task
+        return torch.full_like(self.targets, self.task, dtype=torch.int64)
 
 
 @dataclass

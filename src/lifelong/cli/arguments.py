@@ -17,7 +17,7 @@ from lifelong.experiments.recipe import NESTED, Recipe
 Values = dict[str, Any]
 
 # Settings whose commas divide names, not values.
-_NAMES = ("data", "unseen", "validation_data", "test_data", "weights")
+_NAMES = ("data", "target", "unseen", "validation_data", "test_data", "weights")
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 
 

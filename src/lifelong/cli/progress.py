@@ -55,7 +55,9 @@ class Watcher:
             now = time.monotonic()
             if now - self.drawn >= _INTERVAL and self.console.is_terminal:
                 self.drawn = now
-                measures = f"loss {float(event.loss):.3f} accuracy {event.accuracy():.1%}"
+                right = event.accuracy()
+                told = "" if right is None else f" accuracy {right:.1%}"
+                measures = f"loss {float(event.loss):.3f}{told}"
                 self.bar.update(self.row, completed=self.steps, measures=measures)
         elif isinstance(event, TaskStarted):
             self.steps = 0

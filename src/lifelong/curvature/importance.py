@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lifelong import tree
+from lifelong import losses, tree
 from lifelong.curvature.fallback import Forward
 from lifelong.curvature.per_sample import Cotangents, evaluating, per_sample_moments, wide_zeros
 from lifelong.errors import InputError, unknown
@@ -32,12 +32,13 @@ def fisher(
 ) -> Params:
     """Return the diagonal of the Fisher information, `F_i = E_x E_{y ~ p(.|x)} [(d log p(y|x) / d theta_i)^2]`.
 
-    Kirkpatrick et al. 2017, 1612.00796, after eq. 2; per sample, so it does not depend on the batch size.
+    Kirkpatrick et al. 2017, 1612.00796, after eq. 2; per sample, so it does not depend on the batch size. Where targets
+    are numbers, `p(.|x)` is the Gaussian of deviation 1 around the one output.
 
     Args:
         model: evaluated with running statistics and without dropout; left as it was.
         forward: inputs to logits `[batch, classes]`; logits of -inf stand for classes that are not in play.
-        batches: `(inputs, targets)`.
+        batches: `(inputs, targets)` of one task, targets as `lifelong.losses.task_loss` takes them.
         kind: `true` takes the expectation over all classes, `sampled` one label a sample drawn from the model,
             `empirical` the given one. `batched` squares the gradient of each batch's mean loss with the given labels
             (a different number that shrinks with the batch size; some libraries use it).
@@ -55,6 +56,9 @@ def fisher(
         return _batched(model, forward, batches)
 
     def cotangents(logits: Tensor, targets: Tensor) -> Iterator[Tensor]:
+        if losses.are_numbers(logits, targets):
+            yield _of_number(kind, logits, targets, generator)
+            return
         probability = logits.softmax(1)
         if kind == "true":
             # p_k (d log p_k)^2 = (d of sqrt(p_k) * (e_k - p))^2, with the class's probability held fixed.
@@ -69,6 +73,15 @@ def fisher(
         yield F.one_hot(labels, logits.shape[1]).to(logits.dtype) - probability
 
     return _mean(model, forward, batches, cotangents, power=2)
+
+
+def _of_number(kind: FisherKind, outputs: Tensor, targets: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Return `d log p / d f = y - f` `[batch, 1]` for the Gaussian's y; of its square 1 is the expectation."""
+    if kind == "true":
+        return torch.ones_like(outputs)
+    if kind == "empirical":
+        return targets.unsqueeze(1).to(outputs) - outputs.detach()
+    return torch.randn(outputs.shape, generator=generator).to(outputs)
 
 
 def mas(model: nn.Module, forward: Forward, batches: Batches) -> Params:
@@ -192,7 +205,8 @@ def _batched(model: nn.Module, forward: Forward, batches: Batches) -> Params:
     with evaluating(model), torch.enable_grad():
         for inputs, targets in batches:
             logits = forward(inputs)
-            loss = F.cross_entropy(logits, _labels(targets, logits.shape[1]))
+            numbers = losses.are_numbers(logits, targets)
+            loss = losses.task_loss(logits, targets if numbers else _labels(targets, logits.shape[1]))
             count += len(inputs)
             for name, gradient in _gradients(loss, None, live).items():
                 totals[name] += gradient.to(totals[name].dtype).square() * len(inputs)
@@ -219,8 +233,8 @@ def _narrowed(values: Params, live: Params) -> Params:
 
 
 def _labels(targets: Tensor, classes: int) -> Tensor:
-    """The targets, which have to be indices of outputs."""
+    """The targets as int64, which have to be indices of outputs."""
     low, high = int(targets.min()), int(targets.max())
     if low < 0 or high >= classes:
         raise InputError(f"labels run from {low} to {high}, but the network has {classes} outputs")
-    return targets
+    return targets.long()

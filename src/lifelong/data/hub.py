@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lifelong.data.dataset import Dataset, Samples, divided, from_tensors
+from lifelong.data.dataset import Dataset, Samples, divided, from_tensors, refuse_fractions
 from lifelong.data.images import decode
 from lifelong.data.text import Reading
 from lifelong.data.text import text_column as choose_text_column
@@ -77,7 +77,12 @@ def text_column(path: Path, name: str, target: str | None, wanted: str | None) -
 
 
 def read_folder(
-    path: Path, name: str, target: str | None, image_size: int | None, reading: Reading | None = None
+    path: Path,
+    name: str,
+    target: str | None,
+    number: bool,
+    image_size: int | None,
+    reading: Reading | None = None,
 ) -> Dataset:
     """Return the data set in the folder `path`; arguments and errors as for `lifelong.data.load`."""
     import datasets
@@ -90,10 +95,12 @@ def read_folder(
         tables = {part: datasets.Dataset.from_parquet(each, keep_in_memory=True) for part, each in files.items()}
     except Exception as error:  # pyarrow, datasets and fsspec each have errors of their own for a damaged file
         raise InputError(f"data {path} cannot be read: {error}") from error
-    return convert(tables, name, target, image_size, reading)
+    return convert(tables, name, target, number, image_size, reading)
 
 
-def read_hub(name: str, target: str | None, image_size: int | None, reading: Reading | None = None) -> Dataset:
+def read_hub(
+    name: str, target: str | None, number: bool, image_size: int | None, reading: Reading | None = None
+) -> Dataset:
     """Return the data set `name` of the hub; arguments and errors as for `lifelong.data.load`."""
     # The hub is asked once and quickly: without a network the answer is wanted now, not after ten retries.
     os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "5")
@@ -118,7 +125,7 @@ def read_hub(name: str, target: str | None, image_size: int | None, reading: Rea
         ) from error
     finally:
         constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = offline
-    return convert(dict(found), name, target, image_size, reading)
+    return convert(dict(found), name, target, number, image_size, reading)
 
 
 def _beside(root: str | None, name: str) -> list[str]:
@@ -142,9 +149,16 @@ def _reachable(name: str) -> bool:
 
 
 def convert(
-    tables: dict[str, Any], name: str, target: str | None, image_size: int | None, reading: Reading | None = None
+    tables: dict[str, Any],
+    name: str,
+    target: str | None,
+    number: bool,
+    image_size: int | None,
+    reading: Reading | None = None,
 ) -> Dataset:
     """Return the tensors of `datasets` tables by split, of texts where `reading` says how.
+
+    Arguments as for `lifelong.data.load`; `number` says that targets are to be predicted as numbers.
 
     Raises:
         InputError: no such column, no image column, or a split that is missing.
@@ -159,7 +173,7 @@ def convert(
     columns = tables["train"].column_names
     image = None if reading is not None else _image_column(tables["train"], name)
     label = _target_column(columns, name, target)
-    classes = _classes(tables, label, name)
+    classes = None if number else _classes(tables, label, name)
 
     def inputs(part: str) -> Tensor:
         if reading is not None:
@@ -167,11 +181,14 @@ def convert(
         assert image is not None
         return _pictures(tables[part], image, f"{name}/{part}", image_size)
 
-    read = {part: (inputs(part), _labels(tables[part], label, classes)) for part in ("train", test) if part is not None}
-    if test is None:
-        train, held = divided(*read["train"])
-        return from_tensors(train, held, name=name, classes=classes)
-    return from_tensors(Samples(*read["train"]), Samples(*read[test]), name=name, classes=classes)
+    def targets(part: str) -> Tensor:
+        if classes is None:
+            return _numbers(tables[part], label, f"data {name}/{part}")
+        return _labels(tables[part], label, classes)
+
+    read = {part: Samples(inputs(part), targets(part)) for part in ("train", test) if part is not None}
+    train, held = divided(*read["train"]) if test is None else (read["train"], read[test])
+    return from_tensors(train, held, name=name, classes=classes or [label], numbers=number)
 
 
 def _image_column(table: Any, name: str) -> str:
@@ -207,6 +224,7 @@ def _classes(tables: dict[str, Any], label: str, name: str) -> tuple[str, ...]:
     if missing:
         raise InputError(f"data {name}: column {label!r} lacks {missing} of its {len(values)} training values")
     try:
+        refuse_fractions(values, label, f"data {name}")
         return tuple(str(each) for each in sorted(set(values)))
     except TypeError:  # lists cannot be hashed
         raise InputError(f"data {name}: labels in {label!r} must be numbers or text") from None
@@ -225,6 +243,13 @@ def _labels(table: Any, label: str, classes: tuple[str, ...]) -> Tensor:
     index = {name: position for position, name in enumerate(classes)}
     # A label that training never saw gets one past the last, which the check of the range names.
     return torch.tensor([index.get(str(each), len(classes)) for each in values])
+
+
+def _numbers(table: Any, label: str, where: str) -> Tensor:
+    try:
+        return torch.from_numpy(np.array(table[label], dtype=np.float32))
+    except (TypeError, ValueError):  # text, and cells that are missing
+        raise InputError(f"{where}: target {label!r} is said to be a number, and holds other things") from None
 
 
 def _texts(table: Any, reading: Reading, where: str) -> Tensor:

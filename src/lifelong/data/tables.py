@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lifelong.data.dataset import Dataset, Samples, divided, from_tensors
+from lifelong.data.dataset import Dataset, Samples, divided, from_tensors, refuse_fractions
 from lifelong.data.text import Reading
 from lifelong.data.text import text_column as choose_text_column
 from lifelong.errors import InputError, closest
@@ -40,8 +40,12 @@ def digest(found: tuple[Path, Path | None]) -> str:
     return total.hexdigest()
 
 
-def read(found: tuple[Path, Path | None], name: str, target: str | None) -> Dataset:
+def read(found: tuple[Path, Path | None], name: str, target: str | None, number: bool) -> Dataset:
     """Return the rows as float32 features and labels; distinct labels, sorted, are the classes.
+
+    Args:
+        target: the label column, if it has not the usual name.
+        number: its values are numbers to predict, and no labels.
 
     Raises:
         InputError: a file that cannot be read, a missing column, text among the features, or values that are missing.
@@ -49,16 +53,14 @@ def read(found: tuple[Path, Path | None], name: str, target: str | None) -> Data
     train_path, test_path = found
     table = read_table(train_path)
     column = _target(train_path, list(table.columns), target)
-    classes = _classes(train_path, table, column)
+    classes = _classes(train_path, table, column, number)
     features = [each for each in table.columns if each != column]
     if not features:
         raise InputError(f"table {train_path} has no columns but {column!r}: there is nothing to learn from")
     train = _samples(train_path, table, features, column, classes)
     if test_path is None:
-        first, held = divided(*train)
-        return from_tensors(first, held, name=name, classes=classes)
-    test = _samples(test_path, read_table(test_path), features, column, classes)
-    return from_tensors(train, test, name=name, classes=classes)
+        return _dataset(name, column, classes, *divided(*train))
+    return _dataset(name, column, classes, train, _samples(test_path, read_table(test_path), features, column, classes))
 
 
 def text_column(path: Path, target: str | None, wanted: str | None) -> str | None:
@@ -78,8 +80,10 @@ def text_column(path: Path, target: str | None, wanted: str | None) -> str | Non
     return choose_text_column(columns, texts, wanted, f"table {path}")
 
 
-def read_text(found: tuple[Path, Path | None], name: str, target: str | None, reading: Reading) -> Dataset:
-    """Return the texts of one column as tokens, and labels; other columns are left out.
+def read_text(
+    found: tuple[Path, Path | None], name: str, target: str | None, number: bool, reading: Reading
+) -> Dataset:
+    """Return the texts of one column as tokens, and labels; other columns are left out. Arguments as for `read`.
 
     Raises:
         InputError: a file that cannot be read, a missing column, or cells that hold no text or no label.
@@ -87,13 +91,15 @@ def read_text(found: tuple[Path, Path | None], name: str, target: str | None, re
     train_path, test_path = found
     table = read_table(train_path)
     column = _target(train_path, list(table.columns), target)
-    classes = _classes(train_path, table, column)
+    classes = _classes(train_path, table, column, number)
     train = _texts(train_path, table, reading, column, classes)
     if test_path is None:
-        first, held = divided(*train)
-        return from_tensors(first, held, name=name, classes=classes)
-    test = _texts(test_path, read_table(test_path), reading, column, classes)
-    return from_tensors(train, test, name=name, classes=classes)
+        return _dataset(name, column, classes, *divided(*train))
+    return _dataset(name, column, classes, train, _texts(test_path, read_table(test_path), reading, column, classes))
+
+
+def _dataset(name: str, column: str, classes: tuple[str, ...] | None, train: Samples, test: Samples) -> Dataset:
+    return from_tensors(train, test, name=name, classes=classes or [column], numbers=classes is None)
 
 
 def read_table(path: Path) -> Any:
@@ -126,23 +132,24 @@ def _target(path: Path, columns: list[str], target: str | None) -> str:
     return found
 
 
-def _classes(path: Path, table: Any, column: str) -> tuple[str, ...]:
+def _classes(path: Path, table: Any, column: str, number: bool) -> tuple[str, ...] | None:
+    """Return the names of the classes, or None for numbers to predict."""
+    import pandas
+
+    if number and not pandas.api.types.is_numeric_dtype(table[column]):
+        _refuse_stray_words(path, table, column)
+        raise InputError(f"table {path}: target {column!r} is said to be a number, and it holds text")
     try:
         labels = sorted(table[column].dropna().unique())
-        fraction = next(
-            (each for each in labels if isinstance(each, float | np.floating) and not float(each).is_integer()), None
-        )
-        if fraction is not None:
-            raise InputError(
-                f"table {path}: label column {column!r} holds fractions such as {fraction:g}, and labels are classes: "
-                "numbers are not predicted, so divide them into classes (or write them as text if each is one)"
-            )
+        if number:
+            return None
+        refuse_fractions(labels, column, f"table {path}")
         return tuple(str(each) for each in labels)
     except TypeError:  # lists cannot be hashed, and text cannot be compared with numbers
         raise InputError(f"table {path}: labels in {column!r} must be all numbers or all text") from None
 
 
-def _samples(path: Path, table: Any, features: list[str], column: str, classes: tuple[str, ...]) -> Samples:
+def _samples(path: Path, table: Any, features: list[str], column: str, classes: tuple[str, ...] | None) -> Samples:
     import pandas
 
     _check_columns(path, table, (*features, column))
@@ -154,7 +161,7 @@ def _samples(path: Path, table: Any, features: list[str], column: str, classes: 
             )
     _check_values(path, table, (*features, column))
     inputs = np.array(table[features], dtype=np.float32)  # a copy: pandas may hand out memory that is read-only
-    return Samples(torch.from_numpy(inputs), _labels(table, column, classes))
+    return Samples(torch.from_numpy(inputs), _labels(path, table, column, classes))
 
 
 def _refuse_stray_words(path: Path, table: Any, column: str) -> None:
@@ -168,10 +175,10 @@ def _refuse_stray_words(path: Path, table: Any, column: str) -> None:
         raise InputError(f"table {path}, row {row}: column {column!r} holds {word!r} among numbers: mend or drop it")
 
 
-def _texts(path: Path, table: Any, reading: Reading, column: str, classes: tuple[str, ...]) -> Samples:
+def _texts(path: Path, table: Any, reading: Reading, column: str, classes: tuple[str, ...] | None) -> Samples:
     _check_columns(path, table, (reading.column, column))
     _check_values(path, table, (reading.column, column))
-    return Samples(reading.tokens(list(table[reading.column]), f"table {path}"), _labels(table, column, classes))
+    return Samples(reading.tokens(list(table[reading.column]), f"table {path}"), _labels(path, table, column, classes))
 
 
 def _check_columns(path: Path, table: Any, needed: Sequence[str]) -> None:
@@ -187,7 +194,13 @@ def _check_values(path: Path, table: Any, needed: Sequence[str]) -> None:
             raise InputError(f"table {path}: column {each!r} lacks {missing} of its {len(table)} values")
 
 
-def _labels(table: Any, column: str, classes: tuple[str, ...]) -> Tensor:
+def _labels(path: Path, table: Any, column: str, classes: tuple[str, ...] | None) -> Tensor:
+    if classes is None:
+        try:
+            return torch.from_numpy(np.array(table[column], dtype=np.float32))
+        except ValueError:
+            _refuse_stray_words(path, table, column)
+            raise InputError(f"table {path}: target {column!r} holds no numbers, as that of training does") from None
     index = {name: position for position, name in enumerate(classes)}
     # A label that training never saw gets one past the last, which the check of the range names.
     return torch.tensor([index.get(str(each), len(classes)) for each in table[column]])

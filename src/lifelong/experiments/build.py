@@ -50,7 +50,7 @@ def stream(recipe: Recipe) -> Stream:
     cut = Cut(recipe.validation, recipe.train_samples, recipe.test_samples, recipe.standardize, recipe.seed)
     learned = recipe.data.split(",") if recipe.stream == "domains" else [recipe.data]
     names = [*learned, *(recipe.unseen.split(",") if recipe.unseen else [])]
-    sets = [_padded(_loaded(recipe, name), recipe.pad) for name in names]
+    sets = [_padded(_loaded(recipe, *each), recipe.pad) for each in zip(names, _targets(recipe, names), strict=True)]
     if _only_head(recipe):
         if recipe.stream in ("permuted", "rotated"):
             raise InputError(
@@ -114,6 +114,21 @@ def method(recipe: Recipe, stream: Stream | None = None) -> Method:
         if part.needs_boundaries() and not bounded:
             raise _unbounded(name, recipe.stream if stream is None else stream.name)
     return made
+
+
+def check_numbers(recipe: Recipe, made: Method, stream: Stream) -> None:
+    """Raise `InputError` where a task of `stream` predicts a number, and the method or the head is for classes."""
+    task = next((each for each in stream.tasks if each.scale is not None), None)
+    if task is None:
+        return
+    for name, part in made.methods.items() if isinstance(made, Chain) else [(recipe.method, made)]:
+        if not part.regression:
+            raise InputError(
+                f"method {name} is for classes, and task {task.name!r} predicts a number: take naive, ewc, lwf, er, "
+                "magmax or another that `lifelong list methods` says can do regression"
+            )
+    if recipe.head_rows != "learned":
+        raise InputError(f"head_rows = {recipe.head_rows} is for classes, and task {task.name!r} predicts a number")
 
 
 def learner(recipe: Recipe, stream: Stream, module: torch.nn.Module | None = None) -> Learner:
@@ -223,10 +238,21 @@ def denormals_as_zero() -> Iterator[None]:
         torch.set_flush_denormal(before)
 
 
-def _loaded(recipe: Recipe, name: str) -> Dataset:
+def _targets(recipe: Recipe, names: Sequence[str]) -> list[str | None]:
+    """Return the name of the target of each data set, None for the usual one."""
+    found = recipe.target.split(",") if recipe.target and recipe.stream == "domains" else [recipe.target]
+    if len(found) not in (1, len(names)):
+        raise InputError(
+            f"target = {recipe.target} names {len(found)} columns for {len(names)} data sets: give one for all, or one "
+            "for each"
+        )
+    return [each or None for each in (found if len(found) > 1 else found * len(names))]
+
+
+def _loaded(recipe: Recipe, name: str, target: str | None) -> Dataset:
     return load(
         name,
-        target=recipe.target,
+        target=target,
         image_size=recipe.image_size,
         text=recipe.text,
         tokenizer=lambda: models.tokenizer(recipe.model, recipe.model_settings),

@@ -53,7 +53,11 @@ class Recipe:
     unseen: str | None = setting(
         None, "domains: data sets by commas that are never learned; accuracy on them is measured first and last"
     )
-    target: str | None = setting(None, "name of the label column, where it is not the usual one")
+    target: str | None = setting(
+        None,
+        "name of the label column, where it is not the usual one, NAME:number where its values are to be predicted as "
+        "numbers; in stream domains one for all data sets, or one for each, separated by commas",
+    )
     text: str | None = setting(None, "name of the text column, where it is not the usual one")
     image_size: int | None = setting(None, "resize images to so many pixels a side", ge=1)
     scenario: ScenarioName | None = setting(

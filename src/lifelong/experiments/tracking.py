@@ -46,7 +46,9 @@ def tracked(
             if isinstance(event, Step):
                 steps += 1
                 if steps % _EVERY == 0:
-                    tracker.log({"loss": float(event.loss), "batch accuracy": event.accuracy()}, step=steps)
+                    right = event.accuracy()
+                    told = {} if right is None else {"batch accuracy": right}
+                    tracker.log({"loss": float(event.loss), **told}, step=steps)
             elif isinstance(event, Evaluated):
                 row = {f"accuracy/{index + 1}": each for index, each in enumerate(event.accuracy)}
                 tracker.log(row, step=steps)

@@ -33,6 +33,7 @@ class AGEM(Rehearsal):
     family: ClassVar[str] = "constrained"
     paper: ClassVar[str] = "1812.00420"
     single_pass: ClassVar[bool] = True
+    regression: ClassVar[bool] = True
 
     reference: Batch | None = transient(lambda: None)
 

@@ -30,6 +30,7 @@ class AdaMerging(Merging):
     paper: ClassVar[str] = "2310.02575"
     keeps_samples: ClassVar[bool] = True
     grows: ClassVar[bool] = True
+    regression: ClassVar[bool] = False  # a number that is predicted has no entropy
 
     training: Literal["sequential", "independent"] = setting(
         "independent", "each task begins from the weights after the last one, or from those that the run began with"

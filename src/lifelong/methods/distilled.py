@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional as F
 
 from lifelong.curvature.per_sample import evaluating
 from lifelong.learner import Learner
@@ -34,8 +35,11 @@ def distilled(
     *,
     epochs: int,
     learning_rate: float,
+    numbers: bool = False,
 ) -> Params:
     """Return `merged` after some steps of `r KL(expert || merge) + (1 - r) mean_k KL(before || merge)`, r = 1/t.
+
+    Of a number that is predicted the KL is that of Gaussians of deviation 1, `1/2 (f_teacher - f)^2`.
 
     Args:
         learner: its network is the expert of the task that it has just learned, the t-th.
@@ -46,21 +50,29 @@ def distilled(
         batches: inputs of the task, as the network takes them.
         epochs: passes over them.
         learning_rate: of Adam.
+        numbers: some task predicts a number: those with one output.
     """
     groups = _Groups(learner, sizes)
     new = 1 / len(sizes)
+
+    def told(outputs: Tensor) -> Tensor:
+        return outputs if numbers and outputs.shape[1] == 1 else (outputs / _TEMPERATURE).softmax(1)
+
+    def apart(student: Tensor, teacher: Tensor) -> Tensor:
+        if numbers and teacher.shape[1] == 1:
+            return F.mse_loss(student, teacher) / 2
+        return divergence(student, teacher, _TEMPERATURE)
+
     with torch.no_grad(), evaluating(learner.model), learner.precision():
         taught = []
         for inputs in batches:
             expert = groups.split(groups(inputs))
             old = groups.split(functional_call(groups, _within(before), (inputs,))) if before else expert
-            answers = [(each / _TEMPERATURE).softmax(1) for each in [*old[:-1], expert[-1]]]
-            taught.append((inputs, torch.cat(answers, 1)))
+            taught.append((inputs, torch.cat([told(each) for each in [*old[:-1], expert[-1]]], 1)))
 
     def loss(logits: Tensor, wanted: Tensor) -> Tensor:
         *old, own = (
-            divergence(student, teacher, _TEMPERATURE)
-            for student, teacher in zip(groups.split(logits), groups.split(wanted), strict=True)
+            apart(student, teacher) for student, teacher in zip(groups.split(logits), groups.split(wanted), strict=True)
         )
         return new * own + (1 - new) * torch.stack(old).mean() if old else own
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from lifelong.learner import Batch, Learner
+from lifelong.losses import task_loss
 from lifelong.methods.method import state
 from lifelong.methods.rehearsal import Rehearsal
 from lifelong.settings import setting
@@ -26,6 +26,7 @@ class ER(Rehearsal):
 
     paper: ClassVar[str] = "1902.10486"
     makes_loss: ClassVar[bool] = True
+    regression: ClassVar[bool] = True
 
     weighting: Literal["samples", "tasks"] = setting(
         "samples", "all samples weigh the same, or the new ones 1/t and the replayed ones the rest"
@@ -42,6 +43,6 @@ class ER(Rehearsal):
         new = batch.new
         if self.weighting == "samples" or len(logits) == new:
             return loss
-        fresh = F.cross_entropy(logits[:new], batch.targets[:new])
-        replayed = F.cross_entropy(logits[new:], batch.targets[new:])
+        fresh = task_loss(logits[:new], batch.targets[:new])
+        replayed = task_loss(logits[new:], batch.targets[new:])
         return fresh / self.tasks + replayed * (1 - 1 / self.tasks)

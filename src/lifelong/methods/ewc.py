@@ -25,6 +25,7 @@ class EWC(Method):
 
     family: ClassVar[str] = "importance"
     paper: ClassVar[str] = "1612.00796"
+    regression: ClassVar[bool] = True
 
     strength: float = setting(100.0, "weight of the penalty strength/2 * sum A (theta - c)^2, at least 0", ge=0)
     fisher: Literal["true", "sampled", "empirical", "batched"] = setting(

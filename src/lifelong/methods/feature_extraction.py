@@ -20,6 +20,7 @@ class FeatureExtraction(Method):
     family: ClassVar[str] = "baseline"
     boundaries_unless: ClassVar[Mapping[str, Any]] = {"learn_first": False}
     freezes: ClassVar[bool] = True
+    regression: ClassVar[bool] = True
 
     learn_first: bool = setting(
         True, "the trunk learns the first task and is frozen after it; false for pretrained ones"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from lifelong import randomness
+from lifelong import losses, randomness
 from lifelong.curvature.per_sample import evaluating
 from lifelong.learner import Learner
 from lifelong.memory import Buffer
@@ -22,7 +22,7 @@ def keep(memory: Buffer, learner: Learner, task: Task, count: int) -> None:
     split = (task.validation if len(task.validation) else task.train).ready(learner.device)
     drawn = torch.randperm(len(split), generator=randomness.generator(learner.seed, "few", task.index))
     taken = split.take(drawn[:count].to(learner.device))
-    tasks = torch.full_like(taken.targets, task.index)
+    tasks = torch.full_like(taken.targets, task.index, dtype=torch.int64)
     memory.append({"inputs": taken.inputs, "targets": taken.targets, "tasks": tasks}, task.index)
 
 
@@ -35,10 +35,17 @@ def of_each_task(memory: Buffer, like: Split) -> Iterator[tuple[int, Split]]:
 
 @torch.no_grad()
 def mean_accuracy(learner: Learner, weights: Params, memory: Buffer, like: Split) -> float:
-    """Return the share of the samples in `memory` that the network answers rightly with `weights`, 0 to 1."""
-    right = torch.zeros((), dtype=torch.int64, device=learner.device)
+    """Return the share of the samples in `memory` that the network answers rightly with `weights`, 0 to 1.
+
+    Of a task that predicts a number its R^2, at most 1, counts for each of its samples.
+    """
+    reached = 0.0
     with evaluating(learner.model), learner.precision():
         for task, split in of_each_task(memory, like):
+            wrong, numbers = [], False
             for inputs, targets in split.batches(min(samples.BATCH, learner.largest_batch)):
-                right += (answer(learner, weights, inputs, task).argmax(1) == targets).sum()
-    return int(right) / len(memory)
+                outputs = answer(learner, weights, inputs, task)
+                wrong.append(losses.errors(outputs, targets))
+                numbers = losses.are_numbers(outputs, targets)
+            reached += losses.score(sum(map(float, wrong)), split.targets, numbers) * len(split)
+    return reached / len(memory)

@@ -39,6 +39,7 @@ class GEM(Method):
     keeps_samples: ClassVar[bool] = True
     grows: ClassVar[bool] = True
     single_pass: ClassVar[bool] = True
+    regression: ClassVar[bool] = True
 
     memories: int = setting(256, "samples kept of each task", ge=1)
     margin: float = setting(0.5, "lower bound of the dual variables, at least 0", ge=0)

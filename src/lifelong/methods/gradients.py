@@ -8,27 +8,27 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
-from torch.nn import functional as F
 
 from lifelong.curvature.per_sample import evaluating
 from lifelong.learner import Batch, Learner
+from lifelong.losses import task_loss
 from lifelong.models import Network
 from lifelong.tree import Params
 
 
 def over(learner: Learner, batch: Batch) -> Params:
-    """Return the gradient of the mean cross-entropy over `batch`, leaving `.grad` alone; zero where it does not reach.
+    """Return the gradient of the mean loss over `batch`, leaving `.grad` alone; zero where it does not reach.
 
     In evaluation mode, so that looking at old samples leaves normalisation statistics as they are.
     """
     with evaluating(learner.model), learner.precision():
-        loss = F.cross_entropy(learner.model(batch.inputs, batch.task), batch.targets)
+        loss = task_loss(learner.model(batch.inputs, batch.task), batch.targets)
     found = torch.autograd.grad(loss, list(learner.params.values()), allow_unused=True, materialize_grads=True)
     return dict(zip(learner.params, found, strict=True))
 
 
 def over_each(learner: Learner, names: Iterable[str], batches: Sequence[Batch]) -> Params:
-    """Return the gradients `[batches, ...]` of the mean cross-entropy over each of `batches`, for `names`.
+    """Return the gradients `[batches, ...]` of the mean loss over each of `batches`, for `names`.
 
     Each batch gets a copy of the parameters (a view, no memory), so that one backward pass keeps the gradients apart;
     the trunk runs over all batches at once. For batches of a sample or a few: those of a hundred and more are faster
@@ -46,7 +46,7 @@ def over_each(learner: Learner, names: Iterable[str], batches: Sequence[Batch]) 
     with evaluating(model), learner.precision():
         features = vmap(functools.partial(_features, model))(_within(copies, "trunk."), inputs)
         losses = [
-            F.cross_entropy(_answers(model, copies, place, row, each.task), each.targets)
+            task_loss(_answers(model, copies, place, row, each.task), each.targets)
             for place, (row, each) in enumerate(zip(features, batches, strict=True))
         ]
     found = torch.autograd.grad(

@@ -46,6 +46,7 @@ class HAT(Method):
     needs_task_id: ClassVar[bool] = True
     grows: ClassVar[bool] = True
     alone: ClassVar[str] = "what old tasks use never moves, and others would not see its attention"
+    regression: ClassVar[bool] = True
 
     sparsity: float = setting(0.75, "weight of the penalty on units that no old task uses, at least 0", ge=0)
     s_max: float = setting(400.0, "steepness of the attention at the end of a cycle, above 1", gt=1)

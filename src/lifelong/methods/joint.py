@@ -24,6 +24,7 @@ class Joint(Method):
     keeps_samples: ClassVar[bool] = True
     grows: ClassVar[bool] = True
     alone: ClassVar[str] = "it trains anew on all samples so far"
+    regression: ClassVar[bool] = True
 
     only_last: bool = setting(
         False, "train once, when the last task has come; earlier rows of the matrix stay untrained"

@@ -18,6 +18,7 @@ class L2(Method):
     """Penalise `strength/2 * ||theta - theta*||^2`, all parameters alike, theta* the weights after the last task."""
 
     family: ClassVar[str] = "importance"
+    regression: ClassVar[bool] = True
 
     strength: float = setting(0.1, "weight of the penalty, at least 0", ge=0)
     anchor: Anchor = state(Anchor)

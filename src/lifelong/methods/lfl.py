@@ -28,6 +28,7 @@ class LFL(Method):
     family: ClassVar[str] = "distillation"
     paper: ClassVar[str] = "1607.00122"
     freezes: ClassVar[bool] = True
+    regression: ClassVar[bool] = True
 
     strength: float = setting(1e-2, "weight of the squared distance of features, at least 0", ge=0)
     teacher: Teacher = state(Teacher)

@@ -28,11 +28,15 @@ class LwF(Method):
     the new ones none, as van de Ven & Tolias 2019 (1904.07734) have it, so that new classes do not outshout old ones. A
     head that has all outputs from the start, none masked, has answered with all of them, and that is held then.
 
+    Where a task predicts a number its old and new answers are Gaussians of deviation 1, whose KL is
+    `1/2 (f_old - f)^2`.
+
     The paper trains the new outputs alone at first, `warm_up`, and says nothing of how long.
     """
 
     family: ClassVar[str] = "distillation"
     paper: ClassVar[str] = "1606.09282"
+    regression: ClassVar[bool] = True
 
     strength: float = setting(1.0, "multiplies the distillation term, at least 0", ge=0)
     new_share: float | None = setting(None, "weight r of the new task's loss, 0 to 1; 1/t by default", ge=0, le=1)
@@ -73,7 +77,7 @@ class LwF(Method):
         return begun and learner.clock.step < self.warm_up * learner.clock.steps
 
     def _distillation(self, learner: Learner, batch: Batch, logits: Tensor) -> Tensor:
-        teacher = self.teacher.network(learner)
+        teacher, numbers = self.teacher.network(learner), batch.targets.is_floating_point()
         if learner.scenario is Scenario.TASK and isinstance(learner.model.head, MultiHead):
             tasks = range(len(self.outputs) - 1)
             students = learner.model.answers(batch.inputs, tasks, batch.features)
@@ -84,7 +88,7 @@ class LwF(Method):
             students = [logits]
             with torch.no_grad():
                 targets = [teacher(batch.inputs, batch.task)[:, :old]]
-        terms = [self._divergence(student, target) for student, target in zip(students, targets, strict=True)]
+        terms = [self._divergence(student, target, numbers) for student, target in zip(students, targets, strict=True)]
         return torch.stack(terms).mean()
 
     def _old_outputs(self, learner: Learner) -> int | None:
@@ -94,8 +98,13 @@ class LwF(Method):
             return None
         return sum(self.outputs[:-1])
 
-    def _divergence(self, student: Tensor, target: Tensor) -> Tensor:
-        """Mean over the batch of `T^2 * KL(target || student)` for logits `[batch, outputs]`, fewer in the target."""
+    def _divergence(self, student: Tensor, target: Tensor, numbers: bool) -> Tensor:
+        """Mean over the batch of `T^2 * KL(target || student)` for logits `[batch, outputs]`, fewer in the target.
+
+        Where `numbers` are predicted too, one output is one of them: `KL = 1/2 (old - new)^2`, and there is no T.
+        """
+        if numbers and target.shape[1] == 1:
+            return F.mse_loss(student, target) / 2
         warm, cold = F.log_softmax(student / self.temperature, 1), F.log_softmax(target / self.temperature, 1)
         present = warm[:, : cold.shape[1]]
         return F.kl_div(present, cold, log_target=True, reduction="batchmean") * self.temperature**2

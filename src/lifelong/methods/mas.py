@@ -29,6 +29,7 @@ class MAS(Method):
     family: ClassVar[str] = "importance"
     paper: ClassVar[str] = "1711.09601"
     boundaries_unless: ClassVar[Mapping[str, Any]] = {"online": True}
+    regression: ClassVar[bool] = True
 
     strength: float = setting(1.0, "weight of the penalty strength/2 * sum Omega (theta - theta*)^2, at least 0", ge=0)
     samples: int | None = setting(None, "training samples that importance is measured on; all by default", ge=1)

@@ -41,6 +41,7 @@ class MbPA(ER):
     """
 
     paper: ClassVar[str] = "1802.10542"
+    regression: ClassVar[bool] = False
 
     neighbours: int = setting(32, "stored samples that the head adapts to", ge=1)
     local_steps: int = setting(5, "steps of adaptation before an answer", ge=0)

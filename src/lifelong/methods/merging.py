@@ -18,6 +18,7 @@ from lifelong import randomness, tree
 from lifelong.curvature.per_sample import evaluating
 from lifelong.errors import InputError
 from lifelong.learner import Batch, Learner, freeze, start_over
+from lifelong.losses import task_loss
 from lifelong.merging.batch_norm import reestimate
 from lifelong.merging.collect import holding
 from lifelong.merging.incremental import Incremental
@@ -57,6 +58,7 @@ class Merging(Method):
     makes_loss: ClassVar[bool] = True
     freezes: ClassVar[bool] = True
     merges: ClassVar[bool] = True
+    regression: ClassVar[bool] = True
 
     training: Literal["sequential", "independent"] = setting(
         "sequential", "each task begins from the weights after the last one, or from those that the run began with"
@@ -135,6 +137,8 @@ class Merging(Method):
         Raises:
             InputError: a head that cannot be treated as asked for, or a pool of another base or run.
         """
+        if self.answers == "class-means" and task.scale is not None:
+            raise InputError(f"answers = class-means are of classes, and task {task.name!r} predicts a number")
         self._hold_head(learner)
         self.labels = list(task.classes)
         self.sizes.append(len(task.classes))
@@ -265,6 +269,7 @@ class Merging(Method):
             batches,
             epochs=self.distill_epochs,
             learning_rate=self.distill_rate,
+            numbers=split.targets.is_floating_point(),
         )
 
     def _check_pool(self, folder: Path, learner: Learner, task: Task) -> None:
@@ -338,11 +343,11 @@ def features(learner: Learner, weights: Params, inputs: Tensor) -> Tensor:
 
 @torch.no_grad()
 def mean_loss(learner: Learner, weights: Params, split: Split, task: int) -> float:
-    """Return the mean cross-entropy on a `ready` split of one task, of the network with `weights`."""
+    """Return the mean loss on a `ready` split of one task, of the network with `weights`."""
     total = 0.0
     with evaluating(learner.model), learner.precision():
         for inputs, targets in split.batches(min(samples.BATCH, learner.largest_batch)):
-            total += float(F.cross_entropy(answer(learner, weights, inputs, task), targets, reduction="sum"))
+            total += float(task_loss(answer(learner, weights, inputs, task), targets, "sum"))
     return total / len(split)
 
 

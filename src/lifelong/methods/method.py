@@ -40,9 +40,9 @@ class Method:
     `scenarios` that it can do, whether it must know where a task ends to learn (`boundaries`, but not under the
     settings `boundaries_unless`, if there are any) and the task of a sample to answer in every scenario
     (`needs_task_id`; task-incremental, each method is told it), keeps raw samples of old tasks (`keeps_samples`), gets
-    larger with the number of tasks by more than its head (`grows`), and is made for seeing each sample once
-    (`single_pass`). `all_outputs` has a class-incremental head begin with the outputs of all classes, none masked,
-    where the user does not say otherwise.
+    larger with the number of tasks by more than its head (`grows`), is made for seeing each sample once
+    (`single_pass`), and can do tasks that predict a number (`regression`). `all_outputs` has a class-incremental head
+    begin with the outputs of all classes, none masked, where the user does not say otherwise.
 
     Chains look at four more: `alone` says why it cannot be chained with others, where it cannot; of methods with
     `makes_loss`, which do not build on the loss so far, a chain has one at most and asks it first; one that `freezes`
@@ -69,6 +69,7 @@ class Method:
     makes_loss: ClassVar[bool] = False
     freezes: ClassVar[bool] = False
     all_outputs: ClassVar[bool] = False
+    regression: ClassVar[bool] = False
     merges: ClassVar[bool] = False
     routes: ClassVar[bool] = False
 

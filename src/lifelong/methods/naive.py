@@ -14,3 +14,4 @@ class Naive(Method):
 
     family: ClassVar[str] = "baseline"
     boundaries: ClassVar[bool] = False
+    regression: ClassVar[bool] = True

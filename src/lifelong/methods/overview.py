@@ -16,13 +16,15 @@ HEADINGS = (
     "Keeps\nsamples",
     "Grows",
     "Single\npass",
+    "Regres-\nsion",
     "Boundaries",
     "Paper",
 )
 LEGEND = (
     "Scenarios: what it can do. Task id: the task of a sample must be told at prediction in every scenario. "
     "Keeps samples: of old tasks. Grows: with the number of tasks, by more than the head. Single pass: made for seeing "
-    "each sample once. Boundaries: it must know where a task ends; optional, if a setting frees it."
+    "each sample once. Regression: it can do tasks that predict a number. Boundaries: it must know where a task ends; "
+    "optional, if a setting frees it."
 )
 
 
@@ -36,6 +38,7 @@ def traits(kind: type[Method]) -> dict[str, Any]:
         "keeps_samples": kind.keeps_samples,
         "grows": kind.grows,
         "single_pass": kind.single_pass,
+        "regression": kind.regression,
         "alone": kind.alone,
         "boundaries": kind.boundaries,
         "boundaries_unless": dict(kind.boundaries_unless),
@@ -44,7 +47,7 @@ def traits(kind: type[Method]) -> dict[str, Any]:
 
 def row(name: str, kind: type[Method]) -> list[str]:
     """Return the cells under `HEADINGS` for the method called `name`."""
-    flags = (kind.needs_task_id, kind.keeps_samples, kind.grows, kind.single_pass)
+    flags = (kind.needs_task_id, kind.keeps_samples, kind.grows, kind.single_pass, kind.regression)
     return [
         name,
         kind.family,

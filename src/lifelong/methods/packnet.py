@@ -42,6 +42,7 @@ class PackNet(Method):
     scenarios: ClassVar[tuple[Scenario, ...]] = (Scenario.TASK,)
     needs_task_id: ClassVar[bool] = True
     alone: ClassVar[str] = "weights of old tasks never move, so there is nothing to hold or to replay for"
+    regression: ClassVar[bool] = True
 
     prune: float = setting(0.75, "share of a task's weights in each layer that is freed for later ones", ge=0, lt=1)
     retrain: float = setting(1 / 3, "share of a task's steps that come after pruning, 0 to 1", ge=0, lt=1)

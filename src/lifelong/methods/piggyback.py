@@ -37,6 +37,7 @@ class Piggyback(Method):
     needs_task_id: ClassVar[bool] = True
     grows: ClassVar[bool] = True
     alone: ClassVar[str] = "weights and old masks never move, so there is nothing to hold or to replay for"
+    regression: ClassVar[bool] = True
 
     init: float = setting(1e-2, "score of every weight at the start of a task; above the threshold it takes part")
     threshold: float = setting(5e-3, "score above which a weight takes part")

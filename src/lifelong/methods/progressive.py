@@ -39,6 +39,7 @@ class Progressive(Method):
     needs_task_id: ClassVar[bool] = True
     grows: ClassVar[bool] = True
     alone: ClassVar[str] = "columns of old tasks never move, so there is nothing to hold or to replay for"
+    regression: ClassVar[bool] = True
 
     scale: float = setting(0.1, "what the adapters' factors on older columns are drawn below, at least 0", ge=0)
     columns: list[Params] = state(list)

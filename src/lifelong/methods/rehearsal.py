@@ -58,7 +58,7 @@ class Rehearsal(Method):
     def columns(self, batch: Batch) -> Columns:
         """Return the new samples of `batch` as the buffer keeps them."""
         new = batch.new
-        tasks = batch.task if isinstance(batch.task, Tensor) else torch.full_like(batch.targets, batch.task)
+        tasks = batch.tasks()
         return {"inputs": batch.raw, "targets": batch.targets[:new], "tasks": tasks[:new]}
 
     def offer(self, learner: Learner, columns: Columns, random: np.random.Generator) -> None:
@@ -129,8 +129,7 @@ def extended(batch: Batch, rows: Columns, scenario: Scenario) -> Batch:
         return batch
     tasks = batch.task
     if scenario is Scenario.TASK:
-        own = tasks if isinstance(tasks, Tensor) else torch.full_like(batch.targets, tasks)
-        tasks = torch.cat([own, rows["tasks"]])
+        tasks = torch.cat([batch.tasks(), rows["tasks"]])
     return Batch(
         torch.cat([batch.inputs, batch.scaled(rows["inputs"])]),
         torch.cat([batch.targets, rows["targets"]]),
@@ -155,10 +154,16 @@ def stored(buffer: Buffer, like: Split) -> Split:
 
 
 def _groups(learner: Learner, columns: Columns) -> Tensor:
-    """Return the group of each sample: its class, and where classes are shared by tasks, its class in its task."""
+    """Return the group of each sample: its class, and where classes are shared by tasks, its class in its task.
+
+    All samples of a task that predicts a number are of one.
+    """
     targets = columns["targets"].cpu()
     if learner.scenario is Scenario.CLASS:
         return targets
+    if targets.is_floating_point():
+        alone = torch.tensor([count == 1 for count in learner.planned_classes])[columns["tasks"].cpu()]
+        targets = torch.where(alone, 0, targets).long()
     return columns["tasks"].cpu() * max(learner.planned_classes, default=int(targets.max()) + 1) + targets
 
 

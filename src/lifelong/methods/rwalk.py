@@ -32,6 +32,7 @@ class RWalk(Method):
 
     family: ClassVar[str] = "importance"
     paper: ClassVar[str] = "1801.10112"
+    regression: ClassVar[bool] = True
 
     strength: float = setting(1.0, "weight of the penalty strength/2 * sum (F + s)(theta - theta*)^2, at least 0", ge=0)
     alpha: float = setting(0.9, "share of the newest gradients in the running Fisher, 0 to 1", ge=0, le=1)

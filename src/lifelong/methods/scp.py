@@ -25,6 +25,7 @@ class SCP(Method):
 
     family: ClassVar[str] = "importance"
     paper: ClassVar[str] = "ICLR 2020"
+    regression: ClassVar[bool] = True
 
     strength: float = setting(100.0, "weight of the penalty strength/2 * sum A (theta - theta*)^2, at least 0", ge=0)
     slices: int | None = setting(None, "random projections to sample; the exact expectation by default", ge=1)

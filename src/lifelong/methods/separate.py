@@ -27,6 +27,7 @@ class Separate(Method):
     needs_task_id: ClassVar[bool] = True
     grows: ClassVar[bool] = True
     alone: ClassVar[str] = "networks of old tasks never move, so there is nothing to hold or to replay for"
+    regression: ClassVar[bool] = True
 
     start: Params = state(dict)
     networks: list[Params] = state(list)

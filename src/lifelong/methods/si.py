@@ -70,6 +70,7 @@ class SI(Method):
 
     family: ClassVar[str] = "importance"
     paper: ClassVar[str] = "1703.04200"
+    regression: ClassVar[bool] = True
 
     strength: float = setting(1.0, "weight of the penalty strength/2 * sum Omega (theta - theta*)^2, at least 0", ge=0)
     xi: float = setting(0.1, "damping of the division by the squared displacement, above 0", gt=0)

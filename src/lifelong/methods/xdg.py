@@ -34,6 +34,7 @@ class XdG(Method):
     scenarios: ClassVar[tuple[Scenario, ...]] = (Scenario.TASK,)
     needs_task_id: ClassVar[bool] = True
     routes: ClassVar[bool] = True
+    regression: ClassVar[bool] = True
 
     gated: float = setting(0.8, "share of each hidden layer's units that are silent within a task, 0 to 1", ge=0, lt=1)
 

@@ -35,4 +35,5 @@ def _table(section: Section) -> str:
     lines = [headings, ["---"] * len(headings), *rows]
     note = "± is half a 95 % interval over seeds. " + " ".join(f"{each.long}: {each.meaning}" for each in columns)
     table = "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
-    return f"## {section.title}\n\n{tasks} tasks, on {machine}.\n\n{table}\n{note}\n"
+    told = f"{tasks} tasks, on {machine}. {section.note}".rstrip()
+    return f"## {section.title}\n\n{told}\n\n{table}\n{note}\n"

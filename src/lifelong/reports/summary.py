@@ -114,6 +114,13 @@ class Section:
         return self.experiment or f"{first['stream']} {first['data']}, {first['scenario']}-incremental"
 
     @property
+    def note(self) -> str:
+        """What accuracy stands for in tasks that predict a number; empty where there are none."""
+        first = self.rows[0].results[0]
+        numbers = [name for name, score in zip(first["tasks"], first.get("scores", ()), strict=False) if score == "r2"]
+        return f"Accuracy is R² in {', '.join(numbers)}, 0 where it is below." if numbers else ""
+
+    @property
     def labels(self) -> list[str]:
         """Of its rows."""
         return [row.label for row in self.rows]

@@ -33,6 +33,8 @@ def print_table(results: Sequence[Result], console: Console, against: str | None
             Text(f"{section.title}: {tasks} tasks, accuracies in % ± half a 95 % interval", style="bold"),
             soft_wrap=True,
         )
+        if section.note:
+            console.print(Text(section.note), soft_wrap=True)
         reached, cost = accuracy_columns(section), cost_columns(section)
         whole = _table(section, reached + cost, plain=not console.is_terminal)
         wanted = console.measure(whole, options=console.options.update(width=1000)).maximum

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lifelong.streams.assemble import Cut
 from lifelong.streams.kinds import alike, blurry, domains, permuted, rotated, split
 from lifelong.streams.task import Scenario, Split, Stream, Task, joined
 
@@ -18,6 +19,7 @@ UNBOUNDED = ("blurry",)
 __all__ = [
     "KINDS",
     "UNBOUNDED",
+    "Cut",
     "Scenario",
     "Split",
     "Stream",

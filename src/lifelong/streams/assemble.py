@@ -16,12 +16,12 @@ from lifelong.streams.task import Arrange, Scenario, Split, Stream, Task
 
 @dataclass(frozen=True)
 class Part:
-    """The samples of one task before the scenario numbers them; targets run from 0 within the task.
+    """The samples of one task before the scenario numbers them; targets run from 0 within the task, or are numbers.
 
     Args:
         name: what tables call the task.
         train, test: samples with local targets.
-        classes: the names of the local targets.
+        classes: the names of the local targets, or of the number.
         arrange: what the stream does to whole batches of inputs, or None.
     """
 
@@ -30,6 +30,11 @@ class Part:
     test: Samples
     classes: tuple[str, ...]
     arrange: Arrange | None = None
+
+    @property
+    def numbers(self) -> bool:
+        """Whether the task predicts a number."""
+        return self.train.targets.is_floating_point()
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,8 @@ def assemble(name: str, data: str, scenario: Scenario, parts: Sequence[Part], cu
     """Return the stream of `parts` under `scenario`.
 
     Task- and domain-incremental targets stay local (a head a task, one shared head); class-incremental targets are
-    numbered in order of appearance, so the classes seen so far are always the first ones.
+    numbered in order of appearance, so the classes seen so far are always the first ones. Numbers to predict are put on
+    the scale of their training samples, mean 0 and deviation 1: each task's own, or the first one's for a shared head.
 
     Raises:
         InputError: parts that do not fit the scenario, an empty task, or a validation share that leaves nothing.
@@ -67,26 +73,54 @@ def assemble(name: str, data: str, scenario: Scenario, parts: Sequence[Part], cu
     mean, std = _statistics(parts[0]) if cut.standardize else (None, None)
     tasks: list[Task] = []
     names: list[str] = []
+    some_numbers, scale = any(part.numbers for part in parts), None
     for index, part in enumerate(parts):
         offset = len(names) if scenario is Scenario.CLASS else 0
         if scenario is Scenario.CLASS:
             names += [f"{part.name}/{label}" if label in names else label for label in part.classes]
         elif len(part.classes) > len(names):
             names = list(part.classes)
+        cuts = _divide(part, cut, index)
+        if part.numbers and (scale is None or scenario is Scenario.TASK):
+            scale = _scale(part, cuts[0].targets)
+        own = scale if part.numbers else None
         train, validation, test = (
-            Split(inputs, targets + offset, part.arrange, mean, std) for inputs, targets in _divide(part, cut, index)
+            Split(inputs, _numbered(targets, offset, own, some_numbers), part.arrange, mean, std)
+            for inputs, targets in cuts
         )
         classes = tuple(range(offset, offset + len(part.classes)))
-        tasks.append(Task(index, part.name, train, validation, test, classes, part.classes))
+        tasks.append(Task(index, part.name, train, validation, test, classes, part.classes, own))
     return Stream(name, data, scenario, tuple(tasks), tuple(names))
 
 
+def _numbered(targets: Tensor, offset: int, scale: tuple[float, float] | None, some_numbers: bool) -> Tensor:
+    """Return local `targets` as the stream has them."""
+    if scale is not None:
+        return (targets - scale[0]) / scale[1]
+    return (targets + offset).float() if some_numbers else targets + offset
+
+
+def _scale(part: Part, targets: Tensor) -> tuple[float, float]:
+    """Return mean and deviation of the numbers that the task learns to predict."""
+    deviation, mean = (float(each) for each in torch.std_mean(targets.double(), correction=0))
+    if deviation == 0:
+        raise InputError(f"task {part.name!r} has {len(targets)} training targets that are all {mean:g}")
+    return mean, deviation
+
+
 def _check_scenario(scenario: Scenario, parts: Sequence[Part]) -> None:
+    some_numbers = any(part.numbers for part in parts)
+    if some_numbers and scenario is Scenario.CLASS:
+        raise InputError("a task predicts numbers, and scenario class tells classes apart: use scenario task or domain")
     for part in parts:
+        if some_numbers and not part.numbers and len(part.classes) == 1:
+            raise InputError(
+                f"task {part.name!r} has one class beside tasks that predict numbers: it needs two or more"
+            )
         if len(part.train.targets) == 0 or len(part.test.targets) == 0:
             which = "training" if len(part.train.targets) == 0 else "test"
             raise InputError(f"task {part.name!r} has no {which} samples: each task needs some of both")
-        for targets in (part.train.targets, part.test.targets):
+        for targets in () if part.numbers else (part.train.targets, part.test.targets):
             if int(targets.min()) < 0 or int(targets.max()) >= len(part.classes):
                 raise InputError(
                     f"task {part.name!r} has the label {int(targets.max() if targets.min() >= 0 else targets.min())}: "

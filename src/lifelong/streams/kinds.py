@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lifelong import randomness
 from lifelong.data import Dataset, Samples
+from lifelong.data.dataset import need_classes
 from lifelong.errors import InputError
 from lifelong.streams.assemble import Cut, Part, assemble
 from lifelong.streams.task import Scenario, Stream
@@ -113,6 +114,7 @@ def split(
     Raises:
         InputError: more tasks than the classes allow.
     """
+    need_classes(dataset, "stream split")
     count = len(dataset.classes)
     sizes = list(classes_per_task) if classes_per_task else [len(c) for c in torch.arange(count).tensor_split(tasks)]
     if tasks > count or 0 in sizes:
@@ -172,6 +174,14 @@ def domains(
 
 def _numbered_as(first: Dataset, other: Dataset) -> Dataset:
     """Return `other` with its labels numbered as in `first`; names that are plain numbers agree with any."""
+    if first.numbers and other.numbers:
+        return other
+    if first.numbers or other.numbers:
+        number, labels = (first, other) if first.numbers else (other, first)
+        raise InputError(
+            f"scenario domain shares one head, but {number.name} predicts a number ({number.classes[0]}) and "
+            f"{labels.name} classes: use scenario task"
+        )
     if other.classes == first.classes or any(all(name.isdecimal() for name in each.classes) for each in (first, other)):
         return other
     if sorted(other.classes) != sorted(first.classes):

@@ -26,7 +26,8 @@ class Split:
 
     Args:
         inputs: `[samples, ...]`, uint8 (images, 0..255), floating point, or int64 (tokens).
-        targets: `[samples]` int64, in the numbering of the head that answers for them.
+        targets: `[samples]` int64, in the numbering of the head that answers for them; in a stream in which some task
+            predicts a number all are floating point, labels as whole numbers.
         arrange: what the stream does to whole batches of inputs (a permutation, a rotation); keeps the dtype.
         mean: per-channel mean that `batch` subtracts, on the scale 0..1 for uint8 inputs, or None.
         std: per-channel standard deviation that `batch` divides by, or None.
@@ -94,7 +95,7 @@ def joined(splits: Sequence[tuple[int, Split]], device: torch.device) -> Split:
         first,
         inputs=torch.cat([split.inputs for _, split in ready]),
         targets=torch.cat([split.targets for _, split in ready]),
-        tasks=torch.cat([torch.full_like(split.targets, index) for index, split in ready]),
+        tasks=torch.cat([torch.full_like(split.targets, index, dtype=torch.int64) for index, split in ready]),
     )
 
 
@@ -107,8 +108,10 @@ class Task:
         name: what tables and charts call it.
         train, validation, test: the samples; validation may be empty.
         classes: the labels that the task brings, in the stream's numbering; the head of the task has so many outputs.
-            Others may occur in its training samples where the stream has no boundaries.
+            Others may occur in its training samples where the stream has no boundaries. One output, 0, for a task that
+            predicts a number.
         labels: what these are called, where that is known.
+        scale: mean and deviation, where a number `y` is predicted: targets are `(y - mean) / deviation`. Else None.
     """
 
     index: int
@@ -118,6 +121,7 @@ class Task:
     test: Split
     classes: tuple[int, ...]
     labels: tuple[str, ...] = ()
+    scale: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

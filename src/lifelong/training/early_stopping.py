@@ -8,7 +8,7 @@ from lifelong import settings, tree
 from lifelong.learner import Learner
 from lifelong.methods.method import Method
 from lifelong.streams.task import Task
-from lifelong.training.evaluation import accuracy
+from lifelong.training.evaluation import score
 from lifelong.tree import Params
 
 
@@ -21,18 +21,18 @@ class EarlyStopping:
     """
 
     patience: int = settings.setting(5, "epochs without a better validation accuracy", ge=1)
-    best: float = field(init=False, default=-1.0)
+    best: float | None = field(init=False, default=None)
     waited: int = field(init=False, default=0)
     weights: Params = field(init=False, default_factory=dict)
 
     def start(self) -> None:
         """Forget the last task."""
-        self.best, self.waited, self.weights = -1.0, 0, {}
+        self.best, self.waited, self.weights = None, 0, {}
 
     def look(self, learner: Learner, method: Method, task: Task) -> None:
         """Measure after an epoch; sets `learner.clock.stop_task` when patience is over."""
-        reached = accuracy(learner, method, task, task.validation)
-        if reached > self.best or not self._fit(learner):
+        reached = score(learner, method, task, task.validation)
+        if self.best is None or reached > self.best or not self._fit(learner):
             self.best, self.waited = reached, 0
             self.weights = tree.snapshot(_moving(learner))
         else:

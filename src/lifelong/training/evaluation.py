@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lifelong import losses
 from lifelong.curvature.per_sample import evaluating
 from lifelong.learner import Learner
 from lifelong.methods.method import Method
@@ -17,7 +18,15 @@ BATCH = 1024
 
 
 def accuracy(learner: Learner, method: Method, task: Task, split: Split, among: Sequence[int] | None = None) -> float:
-    """Return the share, 0..1, of `split` that `method` answers rightly when the sample's task is `task`.
+    """Return the share, 0..1, of `split` that `method` answers rightly; for a number R^2, 0 where it is below.
+
+    Arguments as for `score`.
+    """
+    return max(0.0, score(learner, method, task, split, among))
+
+
+def score(learner: Learner, method: Method, task: Task, split: Split, among: Sequence[int] | None = None) -> float:
+    """Return how well `method` answers for `split` when the sample's task is `task`: see `lifelong.losses.score`.
 
     Args:
         learner: put in evaluation mode meanwhile, and back.
@@ -25,8 +34,7 @@ def accuracy(learner: Learner, method: Method, task: Task, split: Split, among: 
         split: `ready` or not; at least one sample.
         among: the classes that may be answered; all that are known by default.
     """
-    ready = split.ready(learner.device)
-    right = torch.zeros((), dtype=torch.int64, device=learner.device)
+    ready, wrong, numbers = split.ready(learner.device), [], False
     with evaluating(learner.model), torch.inference_mode(), learner.precision():
         for inputs, targets in ready.batches(BATCH):
             logits = _answer(learner, method, inputs, task.index)
@@ -36,8 +44,9 @@ def accuracy(learner: Learner, method: Method, task: Task, split: Split, among: 
                 others = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
                 others[list(among)] = False
                 logits = logits.masked_fill(others, -torch.inf)
-            right += (logits.argmax(1) == targets).sum()
-    return int(right) / len(ready)
+            wrong.append(losses.errors(logits, targets))
+            numbers = losses.are_numbers(logits, targets)
+    return losses.score(sum(map(float, wrong)), ready.targets, numbers)
 
 
 def needs_task_id(learner: Learner, method: Method, tasks: tuple[Task, ...], samples: int = 256) -> bool:

@@ -9,9 +9,8 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from lifelong import randomness
+from lifelong import losses, randomness
 from lifelong.errors import DivergedError
 from lifelong.learner import Batch, Learner, grow, renew_optimizer, train_mode, train_these
 from lifelong.methods.method import Method
@@ -75,8 +74,10 @@ class Step:
     targets: Tensor
     epoch_ends: bool
 
-    def accuracy(self) -> float:
-        """Return the share of the batch that was answered rightly before the step."""
+    def accuracy(self) -> float | None:
+        """Return the share of the batch that was answered rightly before the step; None where numbers are predicted."""
+        if self.targets.is_floating_point():
+            return None
         return float((self.logits.argmax(1) == self.targets).float().mean())
 
 
@@ -188,7 +189,7 @@ def _step(
     batch = method.batch(learner, Batch(scaled(raw), targets, where, raw, scaled))
     with learner.precision():
         logits = method.forward(learner, batch)
-        loss = method.loss(learner, batch, logits, F.cross_entropy(logits, batch.targets))
+        loss = method.loss(learner, batch, logits, losses.task_loss(logits, batch.targets))
     learner.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     method.after_backward(learner)

@@ -1,0 +1,62 @@
+"""What a network's outputs are worth beside what was wanted: labels of classes, or numbers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def task_loss(outputs: Tensor, targets: Tensor, reduction: Literal["mean", "sum", "none"] = "mean") -> Tensor:
+    """Return `-log p(y | x)`: cross-entropy for labels, `1/2 (y - f(x))^2` for numbers.
+
+    The latter is the likelihood of a Gaussian of deviation 1 around the one output, but for a constant, so that both
+    are in nats and importances measure both alike.
+
+    Args:
+        outputs: `[batch, outputs]`; where samples are of several tasks, rows of smaller ones end in -inf.
+        targets: `[batch]` int64 labels. Floating point in a stream in which some task predicts a number: rows with one
+            output are of such a task then, and others hold their labels as whole numbers.
+        reduction: over the batch.
+
+    Returns:
+        0-d, or `[batch]` for none.
+    """
+    if not targets.is_floating_point():
+        return F.cross_entropy(outputs, targets, reduction=reduction)
+    numbers = outputs[:, 1:].isneginf().all(1)
+    of_numbers = F.mse_loss(outputs[:, 0], targets, reduction="none") / 2
+    # Where the only output is finite its cross-entropy is 0, and so is its gradient.
+    of_labels = F.cross_entropy(outputs, torch.where(numbers, 0, targets).long(), reduction="none")
+    terms = torch.where(numbers, of_numbers, of_labels)
+    return terms if reduction == "none" else terms.mean() if reduction == "mean" else terms.sum()
+
+
+def are_numbers(outputs: Tensor, targets: Tensor) -> bool:
+    """Return whether `targets` `[batch]` of one task are numbers, and the `outputs` `[batch, outputs]` predict them."""
+    return targets.is_floating_point() and outputs.shape[1] == 1
+
+
+def errors(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the wrong answers of one task, 0-d: their number, or the sum of squared errors of predicted numbers."""
+    if are_numbers(outputs, targets):
+        return F.mse_loss(outputs[:, 0].float(), targets, reduction="sum")
+    return (outputs.argmax(1) != targets).sum()
+
+
+def score(errors: float, targets: Tensor, numbers: bool) -> float:
+    """Return the share of right answers, 0 to 1, or for numbers `R^2 = 1 - sum (y - f)^2 / sum (y - mean y)^2`.
+
+    R^2 is at most 1, 0 for who answers with the mean, and below that for who does worse.
+
+    Args:
+        errors: of all samples, as `errors` gives them.
+        targets: `[samples]`, theirs.
+        numbers: whether they are numbers.
+    """
+    if not numbers:
+        return (len(targets) - int(errors)) / len(targets)
+    spread = float(targets.cpu().double().var(correction=0)) * len(targets)
+    return 1 - errors / spread if spread else float(errors == 0)
