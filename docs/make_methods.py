@@ -24,7 +24,7 @@ def main() -> None:
 
 
 def _table() -> list[str]:
-    headings = [heading.replace("\n", " ") for heading in overview.HEADINGS]
+    headings = [heading.replace("-\n", "").replace("\n", " ") for heading in overview.HEADINGS]
     rows = [headings, ["---"] * len(headings), *(overview.row(name, kind) for name, kind in METHODS.items())]
     return [*(f"| {' | '.join(cells)} |\n" for cells in rows), f"\n{overview.LEGEND}\n"]
 

@@ -42,7 +42,7 @@ class BIR(Method):
     """
 
     family: ClassVar[str] = "generative"
-    paper: ClassVar[str] = "Nat. Commun. 2020"
+    paper: ClassVar[str] = "Nat Commun 2020"
 
     latent: int = setting(100, "numbers in the code of one input", ge=1)
     hidden: tuple[int, ...] = setting((400, 400), "units of the decoder's hidden layers, in the order of the trunk's")

@@ -16,15 +16,15 @@ HEADINGS = (
     "Keeps\nsamples",
     "Grows",
     "Single\npass",
-    "Regres-\nsion",
-    "Boundaries",
+    "Num-\nbers",
+    "Bound-\naries",
     "Paper",
 )
 LEGEND = (
     "Scenarios: what it can do. Task id: the task of a sample must be told at prediction in every scenario. "
     "Keeps samples: of old tasks. Grows: with the number of tasks, by more than the head. Single pass: made for seeing "
-    "each sample once. Regression: it can do tasks that predict a number. Boundaries: it must know where a task ends; "
-    "optional, if a setting frees it."
+    "each sample once. Numbers: it can do tasks that predict one instead of a class. Boundaries: it must know where a "
+    "task ends; optional, if a setting frees it."
 )
 
 
