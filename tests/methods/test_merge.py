@@ -463,6 +463,20 @@ def test_experts_are_put_into_a_pool_and_merge_there_as_here(
         whole("magmax", method_settings=settings, seed=1)
 
 
+def test_a_merge_of_a_pool_is_a_network_that_a_run_begins_from(tmp_path: Path) -> None:
+    network = {"model": {"name": "convnet", "channels": [4, 8]}}
+    whole("magmax", tasks=2, method_settings={"pool": str(tmp_path / "pool")}, **network)
+    pool = Pool(tmp_path / "pool")
+    merged = pool.merge("linear")
+    experts = [pool.expert(name)["trunk.1.running_mean"] for name in pool.members]
+    torch.testing.assert_close(merged["trunk.1.running_mean"], torch.stack(experts).mean(0))
+    save_file(merged, tmp_path / "merged.safetensors")
+    made = recipe(values("naive", weights=str(tmp_path / "merged.safetensors"), **network))
+    start = build.learner(made, build.stream(made))
+    for name, each in start.model.trunk.state_dict().items():
+        torch.testing.assert_close(each, merged[f"trunk.{name}"], rtol=0, atol=0)
+
+
 def test_a_pool_that_cannot_take_the_experts_is_refused_before_any_is_trained(tmp_path: Path) -> None:
     def refused(says: str, pool: Path, **more: Any) -> None:
         events = learned("magmax", method_settings={"pool": str(pool)}, **more)

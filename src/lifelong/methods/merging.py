@@ -28,6 +28,7 @@ from lifelong.methods.class_means import ClassMeans
 from lifelong.methods.distilled import distilled
 from lifelong.methods.method import Method, state
 from lifelong.methods.routes import Routes
+from lifelong.models import Network
 from lifelong.models.heads import MultiHead
 from lifelong.models.pretrained.adapters import fold, mergeable
 from lifelong.settings import setting
@@ -177,7 +178,8 @@ class Merging(Method):
         if self.pool is not None:
             name, known = self._in_pool(learner, task)
             # A run that is resumed may have stored it already.
-            Pool(self.pool).add(name, expert, task=known, prototype=prototype, replace=True)
+            whole = {**expert, **saved_buffers(learner.model)}
+            Pool(self.pool).add(name, whole, task=known, prototype=prototype, replace=True)
         found = conflicts(self.base, self.merged, expert) if self.merged else {}
         self.conflicts += [shares(found)] if found else []
         if prototype is not None and self.conflict is not None:
@@ -273,9 +275,11 @@ class Merging(Method):
         )
 
     def _check_pool(self, folder: Path, learner: Learner, task: Task) -> None:
-        pool = Pool(folder) if (folder / MANIFEST).is_file() else Pool.create(folder, self.base)
+        # With its buffers, so that a merge of the pool is a network that runs can begin from.
+        base = {**self.base, **{name: self.base_buffers[name] for name in saved_buffers(learner.model)}}
+        pool = Pool(folder) if (folder / MANIFEST).is_file() else Pool.create(folder, base)
         name, known = self._in_pool(learner, task)
-        pool.check_base(name, self.base)
+        pool.check_base(name, base)
         there = pool.members.get(name)
         if there is not None and there.task != known:
             raise InputError(f"the pool {folder} has {name!r} of another run: give each run a pool of its own")
@@ -354,6 +358,12 @@ def mean_loss(learner: Learner, weights: Params, split: Split, task: int) -> flo
 def statistics_of(model: nn.Module) -> Params:
     """Return the live buffers of fractions, which normalisation keeps; counters are left to the network."""
     return {name: each for name, each in model.named_buffers() if each.is_floating_point()}
+
+
+def saved_buffers(model: Network) -> Params:
+    """Return the live buffers of the trunk that its file holds, by their names in `model`."""
+    kept = {f"trunk.{name}" for name in model.trunk.state_dict()}
+    return {name: each for name, each in model.named_buffers() if name in kept}
 
 
 def conflicts(base: Params, merged: Params, expert: Params) -> dict[str, tuple[int, int]]:
