@@ -59,6 +59,13 @@ def test_what_is_there_is_listed(models: Path, capsys: pytest.CaptureFixture[str
         (["merge", "pool", "--rule", "fisher", "--out", "out"], "rule fisher needs the fisher statistics"),
         (["merge", "pool", "--rule.scal", "1", "--out", "out"], "did you mean 'scale'?"),
         (["create", "other", "--base", "base", "--limit", "much"], "limit = 'much' must be a size"),
+        (["interpolate", "pool", "a"], "interpolate takes a folder and two names"),
+        (["interpolate", "pool", "a", "bb", "--out", "out"], "unknown expert 'bb', did you mean 'b'?"),
+        (["interpolate", "pool", "a", "b", "--weight", "half", "--out", "out"], "weight = 'half' must be a share"),
+        (["nearest", "pool", "--model", "mlp"], "--data is missing"),
+        (["nearest", "pool", "--data", "digits"], "--model is missing"),
+        (["nearest", "pool", "--data", "digits", "--model", "mlp", "--count", "0"], "count = '0' must be a number of"),
+        (["nearest", "pool", "--data", "digits", "--model", "mlp"], "was added with a prototype"),
     ],
 )
 def test_wrong_input_is_one_line(models: Path, words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,3 +74,28 @@ def test_wrong_input_is_one_line(models: Path, words: list[str], says: str, caps
     told = capsys.readouterr().err
     assert says in told
     assert len(told.splitlines()) == 1
+
+
+def test_interpolation_is_half_of_each(models: Path) -> None:
+    assert main(["pool", "interpolate", "pool", "a", "b", "--weight", "0.25", "--out", "mixed"]) == 0
+    first, second, mixed = (read(models / name) for name in ("a", "b", "mixed"))
+    for name, each in mixed.items():
+        expected = 0.75 * first[name].astype(np.float64) + 0.25 * second[name].astype(np.float64)
+        np.testing.assert_allclose(each.astype(np.float64), expected, rtol=0.02, atol=1e-6)
+
+
+def test_the_nearest_expert_is_that_of_the_same_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network = ["--model", "mlp", "--model.hidden", "32"]
+    split = ["--stream", "split", "--tasks", "5", "--method", "magmax", "--method.pool", "experts", "--epochs", "2"]
+    assert main(["run", *split, *network, "--out", str(tmp_path / "run")]) == 0
+    for first in range(0, 10, 2):
+        capsys.readouterr()
+        asked = ["--data", f"digits:{first}-{first + 1}", "--count", "2", "--json"]
+        assert main(["pool", "nearest", "experts", *network, *asked]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found[0]["name"].endswith(f"{first}-{first + 1}")
+        assert found[0]["cosine"] == pytest.approx(1, abs=1e-5)
+        assert found[0]["cosine"] > found[1]["cosine"]
+    wider = ["--data", "digits", "--model", "mlp", "--model.hidden", "48"]
+    assert main(["pool", "nearest", "experts", *wider]) == 2
+    assert "the pool is of another network: its base has trunk." in capsys.readouterr().err

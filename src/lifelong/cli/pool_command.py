@@ -23,7 +23,9 @@ def configure(parser: Parser) -> None:
         "       lifelong pool add DIR NAME MODEL [--base MODEL] [--format bf16|sparse] [--density SHARE] [--replace]\n"
         "       lifelong pool list DIR [--json]\n"
         "       lifelong pool remove DIR NAME\n"
-        "       lifelong pool merge DIR [NAME ...] --rule RULE [--rule.SETTING VALUE] --out OUT"
+        "       lifelong pool merge DIR [NAME ...] --rule RULE [--rule.SETTING VALUE] --out OUT\n"
+        "       lifelong pool interpolate DIR NAME NAME --weight SHARE --out OUT\n"
+        "       lifelong pool nearest DIR --data DATA --model MODEL [--model.SETTING VALUE] [--count N]"
     )
     parser.add_argument("action", metavar="ACTION", help=f"one of {', '.join(_ACTIONS)}")
     parser.add_argument("folder", metavar="DIR", help="the folder of the pool")
@@ -38,10 +40,19 @@ def configure(parser: Parser) -> None:
     parser.add_argument(
         "--rule", default="magmax", help="merge: how; `lifelong list rules` shows them (default magmax)"
     )
-    parser.add_argument("--out", metavar="OUT", help="merge: folder for the result; it must not exist")
+    parser.add_argument("--out", metavar="OUT", help="merge, interpolate: folder for the result; it must not exist")
+    parser.add_argument(
+        "--weight", default="0.5", metavar="SHARE", help="interpolate: how far to go to the second (default 0.5)"
+    )
+    parser.add_argument("--data", help="nearest: the new task's samples, as `lifelong run` takes them")
+    parser.add_argument("--model", help="nearest: the network that the experts of the pool are of")
+    parser.add_argument("--target", help="nearest: name of the label column, where it is not the usual one")
+    parser.add_argument("--text", help="nearest: name of the text column, where it is not the usual one")
+    parser.add_argument("--image-size", metavar="SIZE", help="nearest: resize images to so many pixels a side")
+    parser.add_argument("--count", default="3", metavar="N", help="nearest: how many to name (default 3)")
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output, nothing else there")
-    parser.epilog = "Settings of a rule are dotted: --rule.density 0.2."
-    parser.groups = ("rule",)
+    parser.epilog = "Settings of a rule or a model are dotted: --rule.density 0.2 --model.hidden 400,400."
+    parser.groups = ("rule", "model")
 
 
 def main(arguments: Namespace) -> int:
@@ -75,7 +86,7 @@ def _add(arguments: Namespace) -> tuple[Any, str]:
         _weights(model),
         base=None if arguments.base is None else _weights(arguments.base),
         format=arguments.format,
-        density=_share(arguments.density),
+        density=_number("density", arguments.density, "a number above 0, and 1 at most"),
         replace=arguments.replace,
     )
     member = pool.members[name]
@@ -108,27 +119,53 @@ def _remove(arguments: Namespace) -> tuple[Any, str]:
 
 
 def _merge(arguments: Namespace) -> tuple[Any, str]:
-    from safetensors.torch import save
-
-    from lifelong.files import write_file
     from lifelong.merging.pool import Pool
     from lifelong.merging.rules import RULES
 
-    if arguments.out is None:
-        raise InputError("--out is missing: the folder for the result")
-    out = Path(arguments.out)
-    if out.exists():
-        raise InputError(f"{out} exists: choose another folder")
+    out = _out(arguments)
     if arguments.rule not in RULES:
         raise unknown("merge rule", arguments.rule, RULES)
     spelled = RULES[arguments.rule].spelled
-    values = {name.partition(".")[2]: each for name, each in arguments.dotted.items()}
+    values = _dotted(arguments, "rule")
     pool = Pool(arguments.folder)
     names = arguments.names or list(pool.members)
     merged = pool.merge(arguments.rule, names, **{spelled.get(name, name): each for name, each in values.items()})
-    out.mkdir(parents=True)
-    write_file(out / "model.safetensors", save(merged))
+    _save(merged, out)
     return {"out": str(out), "experts": names}, f"{out}: {arguments.rule} of {', '.join(names)}"
+
+
+def _interpolate(arguments: Namespace) -> tuple[Any, str]:
+    from lifelong.merging.pool import Pool
+
+    _count(arguments, 2, "interpolate takes a folder and two names")
+    out, weight = _out(arguments), _number("weight", arguments.weight, "a share, 0 to 1")
+    first, second = arguments.names
+    _save(Pool(arguments.folder).interpolate(first, second, weight), out)
+    shown = {"out": str(out), "experts": [first, second], "weight": weight}
+    return shown, f"{out}: {1 - weight:g} of {first} and {weight:g} of {second}"
+
+
+def _nearest(arguments: Namespace) -> tuple[Any, str]:
+    from lifelong.merging.pool import Pool
+
+    _count(arguments, 0, "nearest takes a folder alone")
+    names = ("data", "model", "target", "text", "image_size")
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    absent = next((name for name in ("data", "model") if name not in given), None)
+    if absent is not None:
+        raise InputError(f"--{absent} is missing: nearest compares the features of new samples with those of each task")
+    if not arguments.count.isdecimal() or int(arguments.count) == 0:
+        raise InputError(f"count = {arguments.count!r} must be a number of experts, at least 1")
+    pool = Pool(arguments.folder)
+    pool.prototypes()  # where there are none, no data need be read
+
+    from lifelong.experiments.prototypes import prototype
+
+    found = pool.nearest(
+        prototype(pool.base(), {**given, "model_settings": _dotted(arguments, "model")}), int(arguments.count)
+    )
+    shown = [{"name": name, "cosine": cosine} for name, cosine in found]
+    return shown, "\n".join(f"{name}: cosine {cosine:.3f}" for name, cosine in found)
 
 
 _ACTIONS: dict[str, Callable[[Namespace], tuple[Any, str]]] = {
@@ -137,7 +174,32 @@ _ACTIONS: dict[str, Callable[[Namespace], tuple[Any, str]]] = {
     "list": _list,
     "remove": _remove,
     "merge": _merge,
+    "interpolate": _interpolate,
+    "nearest": _nearest,
 }
+
+
+def _out(arguments: Namespace) -> Path:
+    if arguments.out is None:
+        raise InputError("--out is missing: the folder for the result")
+    out = Path(arguments.out)
+    if out.exists():
+        raise InputError(f"{out} exists: choose another folder")
+    return out
+
+
+def _save(weights: Params, out: Path) -> None:
+    from safetensors.torch import save
+
+    from lifelong.files import write_file
+
+    out.mkdir(parents=True)
+    write_file(out / "model.safetensors", save(weights))
+
+
+def _dotted(arguments: Namespace, group: str) -> dict[str, Any]:
+    names = {name: name.partition(".") for name in arguments.dotted}
+    return {setting: arguments.dotted[name] for name, (first, _, setting) in names.items() if first == group}
 
 
 def _weights(path: str) -> Params:
@@ -153,8 +215,8 @@ def _count(arguments: Namespace, names: int, told: str) -> None:
         raise InputError(f"{told} (see lifelong pool --help)")
 
 
-def _share(text: str) -> float:
+def _number(name: str, text: str, what: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise InputError(f"density = {text!r} must be a number above 0, and 1 at most") from None
+        raise InputError(f"{name} = {text!r} must be {what}") from None

@@ -255,9 +255,7 @@ class Pool:
         Raises:
             InputError: no expert has a prototype, or one of another width.
         """
-        known = {name: member.prototype for name, member in self._members.items() if member.prototype}
-        if not known:
-            raise InputError(f"no expert of the pool {self.folder} was added with a prototype")
+        known = self.prototypes()
         wanted = prototype.flatten().double()
         widths = {len(each) for each in known.values()}
         if widths != {len(wanted)}:
@@ -267,6 +265,17 @@ class Pool:
             for name, each in known.items()
         }
         return sorted(found.items(), key=lambda each: -each[1])[:count]
+
+    def prototypes(self) -> dict[str, Sequence[float]]:
+        """Return the mean features of the tasks of those experts that were added with one.
+
+        Raises:
+            InputError: none was.
+        """
+        known = {name: member.prototype for name, member in self._members.items() if member.prototype}
+        if not known:
+            raise InputError(f"no expert of the pool {self.folder} was added with a prototype")
+        return known
 
     def usefulness(self) -> dict[str, float]:
         """Return for each expert the length of that part of its task vector which no mixture of the others gives.
