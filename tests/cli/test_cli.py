@@ -432,7 +432,18 @@ def test_list_says_whom_a_method_is_for(capsys: pytest.CaptureFixture[str]) -> N
     shown = capsys.readouterr().out
     lines = {line.split()[0]: line for line in shown.splitlines() if line}
     assert lines["joint"].split() == ["joint", "baseline", "all", "no", "yes", "yes", "no", "yes", "no", "-"]
-    assert lines["slda"].split() == ["slda", "streaming", "all", "no", "no", "no", "yes", "no", "optional", "1909.01520"]
+    assert lines["slda"].split() == [
+        "slda",
+        "streaming",
+        "all",
+        "no",
+        "no",
+        "no",
+        "yes",
+        "no",
+        "optional",
+        "1909.01520",
+    ]
     assert lines["ewc"].split() == ["ewc", "importance", "all", "no", "no", "no", "no", "yes", "needed", "1612.00796"]
     assert all(len(lines[name]) <= 100 for name in found)
     assert "without task boundaries: online = True" in shown
