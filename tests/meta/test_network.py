@@ -29,6 +29,7 @@ from lifelong.meta import (
 from lifelong.meta.columns import Window, to_columns
 from lifelong.meta.episodes import accuracy, cross_entropy
 from lifelong.meta.network import FORMULATIONS, Formulation, part
+from lifelong.meta.room import bytes_of, fitting
 from lifelong.tree import Params
 
 
@@ -380,3 +381,46 @@ def test_the_step_that_diverges_is_one_of_training(algorithm: Callable[..., Meta
 def test_weights_that_are_no_numbers_are_blamed_on_the_outer_rate(algorithm: MetaLearner) -> None:
     with pytest.raises(DivergedError, match=r"the loss of task 1 of 3 .* in iteration 1: try a smaller lr, or clip"):
         tried(algorithm, pictures("columns"), picture_tasks(), factor=float("nan"))
+
+
+def test_no_more_tasks_at_once_than_fit_into_memory() -> None:
+    engines = [Engine("grouped", 16, 2), Engine("columns", 16, 2), Engine("columns", 8, 2), Engine("vmap", 32, 1)]
+    sizes = {"grouped": 100, "columns": 10, "vmap": 1000}
+    assert fitting(engines, sizes.__getitem__, 200) == [
+        Engine("grouped", 1, 2),
+        Engine("columns", 10, 2),
+        engines[2],
+        Engine("vmap", 1, 1),
+    ]
+    assert fitting(engines[:1], sizes.__getitem__, 150) == [Engine("grouped", 1, 1)]  # not one a thread
+    assert fitting(engines, lambda _: 0, 200) == engines
+
+
+def test_the_memory_of_work_is_what_its_tensors_hold_at_once() -> None:
+    def chain() -> None:
+        total = torch.ones(1000)  # 4 kB
+        for _ in range(5):
+            total = total * 2  # another 4 kB, and what it was is freed
+        total.view(10, 100).add_(1)
+
+    assert bytes_of(chain) == 8000
+    weight = torch.ones(1000, requires_grad=True)
+    # The results of two steps are held for the way back; the third, 0-d, takes 4 bytes.
+    assert 8004 <= bytes_of(lambda: weight.exp().exp().sum()) <= 8100
+    assert bytes_of(lambda: weight.view(10, 100)) == 0
+
+
+def test_a_chosen_engine_fits_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def a_hundred(work: Callable[[], object]) -> int:
+        asked.append(work())
+        return 100
+
+    monkeypatch.setattr(engine, "bytes_of", a_hundred)
+    monkeypatch.setattr(engine, "room", lambda device: 150)
+    found = engine.choose(MAML(), pictures, picture_tasks(tasks=6), threads=2)
+    assert (found.tasks_at_once, found.threads) == (1, 1)
+    assert len(asked) == 3  # once for each formulation
+    by_hand = engine.choose(MAML(), pictures, picture_tasks(tasks=6), formulation="vmap", tasks_at_once=6, threads=2)
+    assert by_hand == Engine("vmap", 6, 2)

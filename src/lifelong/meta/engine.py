@@ -21,6 +21,7 @@ from lifelong.errors import DivergedError
 from lifelong.meta.episodes import Episodes
 from lifelong.meta.learner import MetaLearner, Outcome, Problem, mean_of
 from lifelong.meta.network import FORMULATIONS, Formulation, fault
+from lifelong.meta.room import bytes_of, fitting, room
 from lifelong.tree import Params
 
 T = TypeVar("T")
@@ -149,6 +150,9 @@ def choose(
 ) -> Engine:
     """Return how to compute batches like `episodes`: what is set by hand, and for the rest what is measured as fastest.
 
+    Where the number of tasks at once is not set, no more are tried than fit into half of the memory that is free, by
+    what one of them takes.
+
     Args:
         make: builds the problem with a formulation.
     """
@@ -157,18 +161,23 @@ def choose(
         found = list(dict.fromkeys(replace(each, formulation=formulation) for each in found))
     if tasks_at_once != "auto":
         found = list(dict.fromkeys(replace(each, tasks_at_once=tasks_at_once) for each in found))
-    if len(found) == 1:
-        return found[0]
-    problems = {name: make(name) for name in dict.fromkeys(each.formulation for each in found)}
+    problem, device = functools.cache(make), episodes.support.device
 
-    def measured(engine: Engine) -> None:
-        problem = problems[engine.formulation]
-        meta = {name: each.requires_grad_() for name, each in algorithm.parameters(problem).items()}
-        gradient(algorithm, problem, engine, meta, algorithm.buffers(problem), episodes, 0)
-        if episodes.support.device.type == "cuda":
+    def measured(engine: Engine, batch: Episodes = episodes) -> None:
+        asked = problem(engine.formulation)
+        meta = {name: each.requires_grad_() for name, each in algorithm.parameters(asked).items()}
+        gradient(algorithm, asked, engine, meta, algorithm.buffers(asked), batch, 0)
+        if device.type == "cuda":
             torch.cuda.synchronize()
 
-    return fastest(measured, found)
+    @functools.cache
+    def bytes_of_a_task(each: Formulation) -> int:
+        alone = next(episodes.chunks(1))
+        return bytes_of(lambda: measured(Engine(each, 1), alone))
+
+    if tasks_at_once == "auto":
+        found = fitting(found, bytes_of_a_task, room(device))
+    return found[0] if len(found) == 1 else fastest(measured, found)
 
 
 @functools.cache
