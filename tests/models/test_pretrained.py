@@ -293,3 +293,12 @@ def test_fixed_batch_norm_keeps_its_statistics() -> None:
     assert norm.running_mean is not None
     assert not bool(norm.running_mean.any())
     assert [name for name, each in made.named_parameters() if each.requires_grad] == ["0.weight", "0.bias"]
+
+
+def test_layers_that_cannot_have_adapters_are_named(folders: dict[str, Path]) -> None:
+    with pytest.raises(
+        InputError, match=r"adapters are for linear layers, .* and it names encoder\.layers\.0\.attention \("
+    ):
+        chosen = models.pretrained_settings(f"hf:{folders['vit']}", {"learn": "lora", "adapted": ["attention"]})
+        assert chosen is not None
+        models.prepare(trunk(folders["vit"]), chosen)

@@ -38,7 +38,16 @@ def add_adapters(module: nn.Module, chosen: Pretrained) -> None:
     try:
         peft.inject_adapter_in_model(config, module, adapter_name=_NAME)
     except ValueError as error:
-        raise InputError(f"model.adapted: {str(error).splitlines()[0]}") from error
+        kinds = {
+            f"{name} ({type(layer).__name__})"
+            for name, layer in module.named_modules()
+            if any(f".{name}".endswith(f".{target}") for target in targets)
+        }
+        told = str(error).splitlines()[0].removesuffix("(")
+        raise InputError(
+            f"model.adapted: {told}: adapters are for linear layers, convolutions and embeddings, and it names "
+            + ", ".join(sorted(kinds)[:4])
+        ) from error
 
 
 def adapted_layers(module: nn.Module) -> dict[str, nn.Module]:
