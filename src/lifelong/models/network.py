@@ -151,7 +151,7 @@ def feature_width(trunk: nn.Module, sample: Tensor) -> int:
     try:
         with torch.no_grad():
             shape = tuple(trunk(sample).shape)
-    except (RuntimeError, TypeError, AttributeError, IndexError, ValueError) as error:
+    except (RuntimeError, TypeError, AttributeError, IndexError, ValueError, AssertionError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"the model does not take samples of shape {tuple(sample.shape[1:])}: {reason}") from error
     finally:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lifelong.errors import InputError
+from lifelong.errors import InputError, closest
 from lifelong.models.network import without_head
 from lifelong.models.pretrained.settings import Pretrained
 from lifelong.models.pretrained.trunks import (
@@ -189,10 +189,12 @@ def from_timm(name: str, chosen: Pretrained) -> ImageTrunk:
         InputError: timm is not to be had, has no such model, or cannot get its weights.
     """
     timm: Any = library("timm", "'lifelong[vision]'")
+    if ":" not in name and not timm.is_model(name.removeprefix("timm/")):  # `hf-hub:OWNER/NAME` is looked for there
+        raise InputError(f"timm has no model {name!r}{closest(name, timm.list_models())}")
     try:
-        model = timm.create_model(name, pretrained=True)
+        model = _sized(timm.create_model, name, chosen.image_size)
         about = timm.data.resolve_model_data_config(model)
-    except Exception as error:  # unknown names, refused and missing downloads each come as another library's error
+    except Exception as error:  # refused and missing downloads each come as another library's error
         raise InputError(f"model timm:{name} cannot be had: {str(error).strip().splitlines()[0][:200]}") from error
     if chosen.gradient_checkpointing:
         model.set_grad_checkpointing()
@@ -202,6 +204,16 @@ def from_timm(name: str, chosen: Pretrained) -> ImageTrunk:
         without_head(model, chosen.head_name)
     side = chosen.image_size or about["input_size"][-1]
     return ImageTrunk(model, side=side, mean=tuple(about["mean"]), std=tuple(about["std"]))
+
+
+def _sized(create: Callable[..., Any], name: str, side: int | None) -> Any:
+    """Return timm's model for images of `side` pixels; transformers are made for one size, and are told of it."""
+    if side is not None:
+        try:
+            return create(name, pretrained=True, img_size=side)
+        except TypeError:  # convolutions take images as they come
+            pass
+    return create(name, pretrained=True)
 
 
 def efficientnet_lite0(chosen: Pretrained) -> ImageTrunk:
