@@ -296,9 +296,8 @@ def test_fixed_batch_norm_keeps_its_statistics() -> None:
 
 
 def test_layers_that_cannot_have_adapters_are_named(folders: dict[str, Path]) -> None:
-    with pytest.raises(
-        InputError, match=r"adapters are for linear layers, .* and it names encoder\.layers\.0\.attention \("
-    ):
-        chosen = models.pretrained_settings(f"hf:{folders['vit']}", {"learn": "lora", "adapted": ["attention"]})
-        assert chosen is not None
-        models.prepare(trunk(folders["vit"]), chosen)
+    chosen = models.pretrained_settings(f"hf:{folders['vit']}", {"learn": "lora", "adapted": ["attention"]})
+    assert chosen is not None
+    vit = trunk(folders["vit"])
+    with pytest.raises(InputError, match=r"are for linear layers, .* and it names encoder\.layers\.0\.attention \("):
+        models.prepare(vit, chosen)
