@@ -95,7 +95,7 @@ def test_features_are_of_what_was_stored(root: Path) -> None:
         lifelong.run(data="digits", model=f"hf:{root}/vit", model_settings={"learn": "head"})
 
 
-@pytest.mark.parametrize("learn", ["all", "lora"])
+@pytest.mark.parametrize("learn", ["all", "lora", "dora", "ia3"])
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(root: Path, tmp_path: Path, learn: str) -> None:
     made = recipe(texts(root, epochs=2, model={"learn": learn, "layer_decay": 0.5}, schedule="cosine", method="ewc"))
     whole = run(made, tmp_path / "whole")
@@ -204,9 +204,12 @@ def test_adapters_of_each_task_are_merged_as_the_weights_they_change(root: Path,
         torch.testing.assert_close(method.merged[name], method.base[name] + 0.5 * largest)
 
 
+@pytest.mark.parametrize("adapter", ["lora", "dora", "ia3"])
 @pytest.mark.parametrize("method", ["naive", "magmax"])
-def test_what_a_run_with_adapters_leaves_is_a_network_without(root: Path, tmp_path: Path, method: str) -> None:
-    lora = {"learn": "lora", "rank": 2, "adapted": ["query", "output.dense"]}
+def test_what_a_run_with_adapters_leaves_is_a_network_without(
+    root: Path, tmp_path: Path, method: str, adapter: str
+) -> None:
+    lora = {"learn": adapter, "rank": 2, "adapted": ["query", "output.dense"]}
     made = recipe(texts(root, epochs=1, model=lora, method=method))
     stream, running = build.stream(made), build.method(made)
     learner = build.learner(made, stream)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import tiny
@@ -16,7 +16,7 @@ from lifelong import models
 from lifelong.errors import InputError
 from lifelong.learner import train_mode
 from lifelong.models.heads import FixedBlock
-from lifelong.models.pretrained.adapters import fold, mergeable
+from lifelong.models.pretrained.adapters import adapter_weights, fold, mergeable, without_adapters
 from lifelong.models.pretrained.trunks import ImageTrunk, TextTrunk
 from lifelong.models.rates import set_rates
 
@@ -262,6 +262,40 @@ def test_adapters_begin_as_the_network_and_fold_into_it(folders: dict[str, Path]
         models.prepare(trunk(folders["bert"], (10,)), models.Pretrained(learn="lora", adapted=("qery",)))
 
 
+@pytest.mark.parametrize("learn", ["dora", "ia3"])
+def test_other_adapters_fold_too(folders: dict[str, Path], learn: Literal["dora", "ia3"]) -> None:
+    plain, made = trunk(folders["bert"], (10,)), trunk(folders["bert"], (10,))
+    models.prepare(made, models.Pretrained(learn=learn, rank=2, alpha=6.0, adapted=("query", "output.dense")))
+    inputs = tokens(folders["bert"], tokens=10)
+    with torch.no_grad():
+        torch.testing.assert_close(made(inputs), plain(inputs))
+    trained = {name: each for name, each in made.named_parameters() if each.requires_grad}
+    assert trained.keys() == adapter_weights(made)
+    for each in trained.values():
+        nn.init.normal_(each, 1.0, 0.3, generator=torch.Generator().manual_seed(2))
+    answers, name = made(inputs), "encoder.encoder.layer.0.attention.self.query"
+    start = plain.get_parameter(f"{name}.weight")
+    if learn == "dora":
+        left, right = (trained[f"{name}.lora_{half}.default.weight"] for half in "BA")
+        direction = start + 6 / 2 * left @ right
+        length = trained[f"{name}.lora_magnitude_vector.default.weight"]
+        expected = {"weight": length[:, None] * direction / direction.norm(dim=1, keepdim=True)}
+    else:
+        factors = trained[f"{name}.ia3_l.default"]
+        expected = {"weight": factors * start, "bias": factors[:, 0] * plain.get_parameter(f"{name}.bias")}
+    assert not torch.allclose(answers, plain(inputs), atol=1e-5)
+    file = without_adapters(made, dict(made.named_parameters()))
+    fold(made)
+    for part, value in expected.items():
+        torch.testing.assert_close(mergeable(made)[f"{name}.base_layer.{part}"], value.detach())
+        torch.testing.assert_close(file[f"{name}.{part}"], value.detach())
+    torch.testing.assert_close(made(inputs), answers)
+    again = without_adapters(made, dict(made.named_parameters()))  # anew, they change nothing
+    torch.testing.assert_close(again, file)
+    with pytest.raises(InputError, match=rf"{learn} is for linear layers and Conv2d, and it names .*\(Embedding\)"):
+        models.prepare(plain, models.Pretrained(learn=learn, adapted=("word_embeddings",)))
+
+
 def test_names_of_classes_are_embedded_as_the_library_does(folders: dict[str, Path]) -> None:
     settings = {"prompt": "the {} was good", "tokens": 12}
     rows, scale = models.class_embeddings(f"hf:{folders['clip']}", settings, ["film", "book"])
@@ -299,5 +333,7 @@ def test_layers_that_cannot_have_adapters_are_named(folders: dict[str, Path]) ->
     chosen = models.pretrained_settings(f"hf:{folders['vit']}", {"learn": "lora", "adapted": ["attention"]})
     assert chosen is not None
     vit = trunk(folders["vit"])
-    with pytest.raises(InputError, match=r"are for linear layers, .* and it names encoder\.layers\.0\.attention \("):
+    with pytest.raises(
+        InputError, match=r"lora is for linear layers, .* and it names encoder\.layers\.0\.attention \("
+    ):
         models.prepare(vit, chosen)

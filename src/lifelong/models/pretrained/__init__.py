@@ -58,7 +58,7 @@ def prepare(trunk: nn.Module, chosen: Pretrained) -> dict[nn.Parameter, float]:
     Raises:
         InputError: layers or weights that `trunk` has not.
     """
-    if chosen.learn == "lora":
+    if chosen.learn in ("lora", "dora", "ia3"):
         add_adapters(trunk, chosen)
     if chosen.fix_batch_norm:
         fix_batch_norm(trunk)

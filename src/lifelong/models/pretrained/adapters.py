@@ -1,9 +1,11 @@
-"""Adapters of low rank (LoRA) within a network, by peft: added, and folded into the weights that they change."""
+"""Adapters within a network, by peft (LoRA, DoRA, IA3): added, and folded into the weights that they change."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lifelong import tree
 from lifelong.errors import InputError, closest
@@ -15,9 +17,14 @@ _NAME = "default"
 
 
 def add_adapters(module: nn.Module, chosen: Pretrained) -> None:
-    """Give layers of `module` an adapter each, and freeze all else: `W + alpha/rank B A`, B being 0 at first.
+    """Give layers of `module` an adapter each, which changes nothing at first, and freeze all else.
 
-    Hu et al. 2021, 2106.09685, eq. 3. A is drawn from torch's global generator.
+    - `lora`: `W + alpha/rank B A`, B being 0 at first (Hu et al. 2021, 2106.09685, eq. 3).
+    - `dora`: `m V / ||V||` for each output, V as LoRA has it and m the norms of W at first (Liu et al. 2024,
+      2402.09353, eq. 5).
+    - `ia3`: outputs times l, 1 at first (Liu et al. 2022, 2205.05638, section 3.3).
+
+    A is drawn from torch's global generator.
 
     Raises:
         InputError: no layer has such a name, or one of them cannot have an adapter.
@@ -31,34 +38,41 @@ def add_adapters(module: nn.Module, chosen: Pretrained) -> None:
             raise InputError(f"model.adapted: no layer's name ends with {target!r}{near or f', such as {names[-1]!r}'}")
     if not targets:
         raise InputError(
-            "model.learn lora adapts linear layers, and the network has none: name layers with model.adapted"
+            f"model.learn {chosen.learn} adapts linear layers, and the network has none: name layers with model.adapted"
         )
     peft = library("peft", "'lifelong[hf]'")
-    config = peft.LoraConfig(r=chosen.rank, lora_alpha=chosen.alpha, target_modules=targets)
+    if chosen.learn == "ia3":
+        config = peft.IA3Config(target_modules=targets, feedforward_modules=[])
+    else:
+        dora = chosen.learn == "dora"
+        config = peft.LoraConfig(r=chosen.rank, lora_alpha=chosen.alpha, target_modules=targets, use_dora=dora)
+    adapted = {
+        name: layer
+        for name, layer in module.named_modules()
+        if any(f".{name}".endswith(f".{target}") for target in targets)
+    }
+    exact = (nn.Linear, nn.Conv2d)
+    odd = [f"{name} ({type(layer).__name__})" for name, layer in adapted.items() if not isinstance(layer, exact)]
+    if odd and chosen.learn != "lora":
+        raise InputError(f"model.adapted: {chosen.learn} is for linear layers and Conv2d, and it names {odd[0]}")
     try:
         peft.inject_adapter_in_model(config, module, adapter_name=_NAME)
     except ValueError as error:
-        kinds = {
-            f"{name} ({type(layer).__name__})"
-            for name, layer in module.named_modules()
-            if any(f".{name}".endswith(f".{target}") for target in targets)
-        }
-        told = str(error).splitlines()[0].removesuffix("(")
-        raise InputError(
-            f"model.adapted: {told}: adapters are for linear layers, convolutions and embeddings, and it names "
-            + ", ".join(sorted(kinds)[:4])
-        ) from error
+        told = f"lora is for linear layers, convolutions and embeddings, and it names {', '.join(odd[:4])}"
+        raise InputError(f"model.adapted: {told}") from error
 
 
 def adapted_layers(module: nn.Module) -> dict[str, nn.Module]:
     """Return the layers of `module` that have an adapter, by the name of what it changes: `LAYER.base_layer`."""
-    names = [name.removesuffix(".lora_A") for name, _ in module.named_modules() if name.endswith(".lora_A")]
+    ends = (".lora_A", ".ia3_l")
+    names = [name.rpartition(".")[0] for name, _ in module.named_modules() if name.endswith(ends)]
     return {f"{name}.base_layer": module.get_submodule(name) for name in names}
 
 
 def adapter_weights(module: nn.Module) -> set[str]:
     """Return the names of the weights of adapters in `module`."""
-    inside = tuple(f"{name.removesuffix('.base_layer')}.lora_" for name in adapted_layers(module))
+    layers = [name.removesuffix("base_layer") for name in adapted_layers(module)]
+    inside = tuple(f"{name}{kind}_" for name in layers for kind in ("lora", "ia3"))
     return {name for name, _ in module.named_parameters() if name.startswith(inside)}
 
 
@@ -68,7 +82,33 @@ def mergeable(module: nn.Module) -> Params:
     A and B by themselves are not to be merged: the product of two means is no mean of products.
     """
     live = dict(module.named_parameters())
-    return {f"{name}.weight": live[f"{name}.weight"] for name in adapted_layers(module)} or tree.parameters(module)
+    changed = [f"{name}.{part}" for name, layer in adapted_layers(module).items() for part in _changed(layer)]
+    return {name: live[name] for name in changed} or tree.parameters(module)
+
+
+def _changed(layer: Any) -> list[str]:
+    """Return which parameters of its base the adapter of `layer` changes."""
+    biased = hasattr(layer, "ia3_l") and getattr(layer.base_layer, "bias", None) is not None
+    return ["weight", "bias"] if biased else ["weight"]
+
+
+def _with_adapter(layer: Any, value: Tensor) -> Tensor:
+    """Return `value`, of a parameter that the adapter of `layer` changes, as it makes it."""
+    outward = (-1, *[1] * (value.dim() - 1))
+    if hasattr(layer, "ia3_l"):
+        scaled: Tensor = value * layer.ia3_l[_NAME].view(outward)
+        return scaled
+    changed: Tensor = value + layer.get_delta_weight(_NAME)
+    if layer.lora_magnitude_vector:
+        lengths: Tensor = layer.lora_magnitude_vector[_NAME].weight.flatten()
+        changed = changed * (lengths / _norms(changed)).view(outward)
+    return changed
+
+
+def _norms(weight: Tensor) -> Tensor:
+    """Return the norm of what leads to each output, `[outputs]`."""
+    norms: Tensor = torch.linalg.vector_norm(weight.flatten(1), dim=1)
+    return norms
 
 
 @torch.no_grad()
@@ -76,8 +116,9 @@ def without_adapters(module: nn.Module, weights: Params) -> Params:
     """Return `weights` of `module` by the names of the network without adapters, which are part of what they change."""
     layers, adapters = adapted_layers(module), adapter_weights(module)
     changed = {
-        f"{name}.weight": weights[f"{name}.weight"] + layer.get_delta_weight(_NAME)  # type: ignore[operator]
+        f"{name}.{part}": _with_adapter(layer, weights[f"{name}.{part}"])
         for name, layer in layers.items()
+        for part in _changed(layer)
     }
     kept = {name: changed.get(name, each) for name, each in weights.items() if name not in adapters}
     outside = {f"{name}.": f"{name.removesuffix('base_layer')}" for name in layers}
@@ -98,6 +139,15 @@ def _renamed(weights: Params, layers: dict[str, str]) -> Params:
 @torch.no_grad()
 def fold(module: nn.Module) -> None:
     """Make what the adapters of `module` change part of its weights, and draw them anew: they change nothing then."""
-    for layer in adapted_layers(module).values():
-        layer.base_layer.weight += layer.get_delta_weight(_NAME)  # type: ignore[operator,union-attr]
-        layer.reset_lora_parameters(_NAME, init_lora_weights=True)  # type: ignore[operator]
+    layers: list[Any] = list(adapted_layers(module).values())
+    for layer in layers:
+        for part in _changed(layer):
+            live = layer.base_layer.get_parameter(part)
+            live.copy_(_with_adapter(layer, live))
+        if hasattr(layer, "ia3_l"):
+            layer.reset_ia3_parameters(_NAME)
+            continue
+        layer.reset_lora_parameters(_NAME, init_lora_weights=True)
+        if layer.lora_magnitude_vector:
+            length = layer.lora_magnitude_vector[_NAME].weight
+            length.copy_(_norms(layer.base_layer.weight).view_as(length))

@@ -12,10 +12,10 @@ from lifelong.settings import setting
 class Pretrained:
     """A network with weights that are there: of transformers, of timm, of a pip package, or of a function."""
 
-    learn: Literal["all", "head", "lora"] = setting(
+    learn: Literal["all", "head", "lora", "dora", "ia3"] = setting(
         "all",
-        "what is trained: all weights, adapters of low rank beside them, or the head alone, on features that are "
-        "computed once and kept on disk",
+        "what is trained: all weights, the head alone on features that are computed once and kept on disk, or "
+        "adapters: changes of low rank (lora), these and the length of each row (dora), factors on outputs (ia3)",
     )
     hidden: tuple[int, ...] = setting(
         (), "learn head: units of layers with ReLU that learn between these features and the head"
@@ -40,10 +40,10 @@ class Pretrained:
         dict, "factor on the learning rate by the beginning of a weight's name, 0 to freeze: {embeddings: 0}"
     )
     fix_batch_norm: bool = setting(False, "batch normalisation keeps its weights and its statistics")
-    rank: int = setting(8, "lora: rank of each adapter", ge=1)
-    alpha: float = setting(16.0, "lora: an adapter's change is alpha/rank B A", gt=0)
+    rank: int = setting(8, "lora, dora: rank of each adapter", ge=1)
+    alpha: float = setting(16.0, "lora, dora: an adapter's change is alpha/rank B A", gt=0)
     adapted: tuple[str, ...] | None = setting(
-        None, "lora: ends of the names of the layers that get an adapter; all linear ones by default"
+        None, "adapters: ends of the names of the layers that get an adapter; all linear ones by default"
     )
     prompt: str = setting("a photo of a {}.", "sentence that the text tower is given with a class's name for {}")
     gradient_checkpointing: bool = setting(
