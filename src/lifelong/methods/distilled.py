@@ -1,7 +1,8 @@
-"""Distillation into the merge after a task: what the newest expert says of the task, and the merge before it of others.
+"""Distillation into the merge after a task: what the newest expert says of the task, and the merge of others.
 
 Only the samples of the task at hand are there to ask about. Of its own outputs its expert is asked; of the outputs of
-earlier tasks the merge that answered so far, as in learning without forgetting.
+earlier tasks the merge that answered so far, as in learning without forgetting. Where all tasks share their outputs the
+merge is held to what it says itself as it is made: it knows more than the one before it.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def distilled(
         learner: its network is the expert of the task that it has just learned, the t-th.
         merged: weights of the merge, by their names in the network.
         buffers: that go with them.
-        before: weights and buffers that answered before the task; empty where it is the first.
+        before: weights and buffers that answered before the task; empty where it is the first. Not asked where tasks
+            share their outputs.
         sizes: outputs that each task so far brought.
         batches: inputs of the task, as the network takes them.
         epochs: passes over them.
@@ -54,6 +56,7 @@ def distilled(
     """
     groups = _Groups(learner, sizes)
     new = 1 / len(sizes)
+    held = {**merged, **buffers} if groups.twice else before
 
     def told(outputs: Tensor) -> Tensor:
         return outputs if numbers and outputs.shape[1] == 1 else (outputs / _TEMPERATURE).softmax(1)
@@ -67,7 +70,7 @@ def distilled(
         taught = []
         for inputs in batches:
             expert = groups.split(groups(inputs))
-            old = groups.split(functional_call(groups, _within(before), (inputs,))) if before else expert
+            old = groups.split(functional_call(groups, _within(held), (inputs,))) if before else expert
             taught.append((inputs, torch.cat([told(each) for each in [*old[:-1], expert[-1]]], 1)))
 
     def loss(logits: Tensor, wanted: Tensor) -> Tensor:
