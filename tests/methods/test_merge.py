@@ -327,6 +327,17 @@ def test_after_a_task_that_stays_apart_training_goes_on_from_the_one_before() ->
         torch.testing.assert_close(moved, {name: experts[before][name] for name in moved}, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("method", ["merge", "model-soup"])
+def test_a_merge_is_not_chosen_by_samples_of_tasks_that_stay_apart(method: str) -> None:
+    settings = {"conflict": 0.0, "excess": 0.0, "distill_epochs": 1}
+    more = {"scale": "auto"} if method == "merge" else {}
+    *_, running, _ = whole(method, method_settings={**settings, **more}, steps=60, validation=0.2)
+    apart = {int(index) for index in running.apart.weights}
+    assert apart
+    assert set(running.memory.groups.tolist()) == {0, 1, 2} - apart
+    assert set(running.memory.columns["tasks"][: len(running.memory)].tolist()) == {0, 1, 2} - apart
+
+
 def test_no_task_stays_apart_where_merging_costs_little() -> None:
     *_, running, _ = whole("magmax", method_settings={"conflict": 0.0, "excess": 1000.0})
     assert not running.apart.weights

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from lifelong.learner import Learner
-from lifelong.memory import Buffer
 from lifelong.merging.incremental import Incremental, Pooled
 from lifelong.merging.learned import adamerging
 from lifelong.merging.rules.task_arithmetic import TaskArithmetic
@@ -40,7 +39,6 @@ class AdaMerging(Merging):
     steps: int = setting(100, "steps of Adam after each task", ge=1)
     rate: float = setting(1e-2, "its learning rate, above 0", gt=0)
     start: float = setting(0.3, "of every coefficient")
-    memory: Buffer = state(Buffer)
     coefficients: dict[str, list[float]] = state(dict)
 
     def begun(self) -> Incremental:

@@ -7,7 +7,7 @@ merge is held to what it says itself as it is made: it knows more than the one b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,7 @@ def distilled(
     epochs: int,
     learning_rate: float,
     numbers: bool = False,
+    apart: Collection[int] = (),
 ) -> Params:
     """Return `merged` after some steps of `r KL(expert || merge) + (1 - r) mean_k KL(before || merge)`, r = 1/t.
 
@@ -53,15 +54,16 @@ def distilled(
         epochs: passes over them.
         learning_rate: of Adam.
         numbers: some task predicts a number: those with one output.
+        apart: indices of earlier tasks that answer with weights of their own.
     """
-    groups = _Groups(learner, sizes)
-    new = 1 / len(sizes)
+    groups = _Groups(learner, sizes, apart)
+    new = 1 / (len(sizes) - len(apart))
     held = {**merged, **buffers} if groups.twice else before
 
     def told(outputs: Tensor) -> Tensor:
         return outputs if numbers and outputs.shape[1] == 1 else (outputs / _TEMPERATURE).softmax(1)
 
-    def apart(student: Tensor, teacher: Tensor) -> Tensor:
+    def away(student: Tensor, teacher: Tensor) -> Tensor:
         if numbers and teacher.shape[1] == 1:
             return F.mse_loss(student, teacher) / 2
         return divergence(student, teacher, _TEMPERATURE)
@@ -75,7 +77,7 @@ def distilled(
 
     def loss(logits: Tensor, wanted: Tensor) -> Tensor:
         *old, own = (
-            apart(student, teacher) for student, teacher in zip(groups.split(logits), groups.split(wanted), strict=True)
+            away(student, teacher) for student, teacher in zip(groups.split(logits), groups.split(wanted), strict=True)
         )
         return new * own + (1 - new) * torch.stack(old).mean() if old else own
 
@@ -93,11 +95,12 @@ class _Groups(nn.Module):
     outputs these stand there twice, for both teachers.
     """
 
-    def __init__(self, learner: Learner, sizes: Sequence[int]) -> None:
+    def __init__(self, learner: Learner, sizes: Sequence[int], apart: Collection[int]) -> None:
         super().__init__()
         self.network, self.last = learner.model, len(sizes) - 1
         own = isinstance(learner.model.head, MultiHead)
-        self.heads = range(len(sizes)) if learner.scenario is Scenario.TASK and own else range(self.last, len(sizes))
+        each_its_own = learner.scenario is Scenario.TASK and own
+        self.heads = [task for task in range(len(sizes)) if task not in apart] if each_its_own else [self.last]
         self.twice = self.last > 0 and len(self.heads) == 1 and learner.scenario is not Scenario.CLASS
         self.old, self.new = (sum(sizes[:-1]) if learner.scenario is Scenario.CLASS else 0), sizes[-1]
         self.widths: list[int] = []

@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Literal
 from lifelong import curvature, randomness, settings, tree
 from lifelong.errors import InputError, unknown
 from lifelong.learner import Learner
-from lifelong.memory import Buffer
 from lifelong.merging import collect
 from lifelong.merging.incremental import Incremental, incremental
 from lifelong.merging.rule import Rule
@@ -81,7 +80,6 @@ class Merge(Merging):
     samples: int | None = setting(
         None, "training samples that the statistics of fisher and regmean are collected on; all by default", ge=1
     )
-    memory: Buffer = state(Buffer)
     chosen: float | None = state(lambda: None)
 
     def begun(self) -> Incremental:

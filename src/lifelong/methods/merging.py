@@ -19,6 +19,7 @@ from lifelong.curvature.per_sample import evaluating
 from lifelong.errors import InputError
 from lifelong.learner import Batch, Learner, freeze, start_over
 from lifelong.losses import task_loss
+from lifelong.memory import Buffer
 from lifelong.merging.batch_norm import reestimate
 from lifelong.merging.collect import holding
 from lifelong.merging.incremental import Incremental
@@ -49,8 +50,8 @@ class Merging(Method):
     network itself stays the last expert: sequential training goes on from it, or where it stays apart from the one
     before, independent training goes back to the base. Until the first task is over, and within a task, the network
     itself answers. With `distill_epochs` the merge then learns, on the samples of the task, what its expert answers and
-    what the merge before it answers for earlier tasks, or where outputs are shared it itself as it was made; the experts
-    stay as they are, so the next merge begins without it.
+    what the merge before it answers for earlier tasks, or where outputs are shared what it answers itself as it is made;
+    the experts stay as they are, so the next merge begins without it.
 
     A method of this kind says how experts are kept (`begun`), and perhaps what becomes of them (`combined`).
     """
@@ -111,6 +112,7 @@ class Merging(Method):
     apart: Routes = state(Routes)
     last: Params = state(dict)
     means: ClassMeans = state(ClassMeans)
+    memory: Buffer = state(Buffer)
 
     def __post_init__(self) -> None:
         self.kept = self.begun()
@@ -186,6 +188,8 @@ class Merging(Method):
             self.apart.meet(prototype)
         if self._stays_apart(learner, task, expert, statistics, found):
             self.apart.add(task.index, {**expert, **tree.snapshot(statistics_of(learner.model))})
+            if len(self.memory):  # the merge is not chosen by samples that it does not answer
+                self.memory.keep((self.memory.groups != task.index).nonzero().flatten())
             return
         before = {**self.merged, **self.buffers}
         self.kept.add(self.base, expert, statistics)
@@ -272,6 +276,7 @@ class Merging(Method):
             epochs=self.distill_epochs,
             learning_rate=self.distill_rate,
             numbers=split.targets.is_floating_point(),
+            apart=[int(index) for index in self.apart.weights],
         )
 
     def _check_pool(self, folder: Path, learner: Learner, task: Task) -> None:

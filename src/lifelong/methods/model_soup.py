@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from lifelong.learner import Learner
-from lifelong.memory import Buffer
 from lifelong.merging.in_memory import merge
 from lifelong.merging.incremental import Incremental, Pooled, on_cpu
 from lifelong.merging.rules.linear import Linear
@@ -35,7 +34,6 @@ class ModelSoup(Merging):
     grows: ClassVar[bool] = True
 
     samples: int = setting(100, "samples of each task that are kept", ge=1)
-    memory: Buffer = state(Buffer)
     ingredients: list[int] = state(list)
 
     def begun(self) -> Incremental:
