@@ -50,8 +50,8 @@ class Merging(Method):
     network itself stays the last expert: sequential training goes on from it, or where it stays apart from the one
     before, independent training goes back to the base. Until the first task is over, and within a task, the network
     itself answers. With `distill_epochs` the merge then learns, on the samples of the task, what its expert answers and
-    what the merge before it answers for earlier tasks, or where outputs are shared what it answers itself as it is made;
-    the experts stay as they are, so the next merge begins without it.
+    what the merge before it answers for earlier tasks, or where outputs are shared what it answers itself as it is
+    made; the experts stay as they are, so the next merge begins without it.
 
     A method of this kind says how experts are kept (`begun`), and perhaps what becomes of them (`combined`).
     """
