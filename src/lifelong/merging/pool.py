@@ -256,7 +256,7 @@ class Pool:
             InputError: no expert has a prototype, or one of another width.
         """
         known = self.prototypes()
-        wanted = prototype.flatten().double()
+        wanted = prototype.flatten().cpu().double()
         widths = {len(each) for each in known.values()}
         if widths != {len(wanted)}:
             raise InputError(f"the prototype has {len(wanted)} numbers, and those of the pool have {sorted(widths)}")

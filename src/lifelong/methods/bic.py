@@ -133,8 +133,9 @@ def fitted(logits: Tensor, targets: Tensor, first: int) -> Correction:
         targets: `[samples]` int64.
         first: the first class that is new.
     """
-    fixed = logits.detach().double()
-    numbers = torch.tensor([1.0, 0.0], dtype=torch.float64, device=logits.device, requires_grad=True)
+    # On the CPU, as Apple's GPUs have no float64.
+    fixed, labels = logits.detach().cpu().double(), targets.cpu()
+    numbers = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS(
         [numbers], max_iter=200, tolerance_grad=1e-12, tolerance_change=1e-15, line_search_fn="strong_wolfe"
     )
@@ -142,7 +143,7 @@ def fitted(logits: Tensor, targets: Tensor, first: int) -> Correction:
     def closure() -> Tensor:
         optimizer.zero_grad()
         changed = torch.cat([fixed[:, :first], numbers[0] * fixed[:, first:] + numbers[1]], dim=1)
-        loss = F.cross_entropy(changed, targets)
+        loss = F.cross_entropy(changed, labels)
         loss.backward()
         return loss
 

@@ -133,9 +133,9 @@ def inverse(kernels: Tensor) -> Tensor:
 
     By eigenvalues in float64, as rounding leaves some below 0 where samples are alike or all are sure of.
     """
-    values, vectors = torch.linalg.eigh(kernels.double())
+    values, vectors = torch.linalg.eigh(kernels.cpu().double())  # Apple's GPUs have no float64
     found: Tensor = (vectors / (values.clamp_min(0) + _JITTER).unsqueeze(-2)) @ vectors.mT
-    return found.to(kernels.dtype)
+    return found.to(kernels)
 
 
 @torch.no_grad()

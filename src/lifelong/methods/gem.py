@@ -92,7 +92,7 @@ def inner_products(names: Sequence[str], trees: Sequence[Params]) -> Tensor:
     for pieces in tree.blocks(names, *trees, together=len(trees)):
         for tensors in zip(*pieces, strict=True):
             rows = torch.stack([each.flatten() for each in tensors])
-            found.append((rows @ rows.T).double())
+            found.append((rows @ rows.T).cpu().double())
     return torch.stack(found).sum(0)
 
 

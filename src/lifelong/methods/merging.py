@@ -380,10 +380,9 @@ def conflicts(base: Params, merged: Params, expert: Params) -> dict[str, tuple[i
         for (start,), (there,), (new,) in tree.blocks([name], base, merged, expert):
             agreement = (there - start).mul_(new - start)
             moved += int(torch.count_nonzero(agreement))
-            # Their signs add up to those that agree less those that do not.
-            opposed -= int(agreement.sign_().sum(dtype=torch.float64))
+            opposed += int(torch.count_nonzero(agreement < 0))
         found[layer] = opposed, moved
-    return {layer: ((opposed + moved) // 2, moved) for layer, (opposed, moved) in found.items()}
+    return found
 
 
 def shares(found: dict[str, tuple[int, int]]) -> dict[str, float]:

@@ -74,7 +74,7 @@ def evaluate(
             found = torch.stack([_binned(each, episodes.query_targets) for each in outputs])
             bins = found if bins is None else bins + found
         left, number = left - len(episodes), number + 1
-    every = torch.cat(scores, 1).double()
+    every = torch.cat(scores, 1).cpu().double()  # which Apple's GPUs do not have
     errors = every.std(1) / tasks**0.5 if tasks > 1 else torch.zeros(len(every))
     calibration = [] if bins is None else [_calibration_error(each) for each in bins]
     return Adaptation(every.mean(1).tolist(), (1.96 * errors).tolist(), calibration, tasks, spent / tasks)
@@ -93,9 +93,9 @@ def _diverged(finite: Tensor, kind: str, before: int, tasks: int, pace: str) -> 
 
 def _binned(outputs: Tensor, targets: Tensor) -> Tensor:
     """Return `[3, bins]`: by confidence, the number of answers, of right ones, and the sum of confidences."""
-    confidence, answer = outputs.double().softmax(2).max(2)
+    confidence, answer = outputs.cpu().double().softmax(2).max(2)
     place = (confidence * _BINS).long().clamp(max=_BINS - 1).flatten()
-    kinds = (torch.ones_like(confidence), (answer == targets).double(), confidence)
+    kinds = (torch.ones_like(confidence), (answer == targets.cpu()).double(), confidence)
     empty = confidence.new_zeros(_BINS)
     return torch.stack([empty.index_add(0, place, each.flatten()) for each in kinds])
 
