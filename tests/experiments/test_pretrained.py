@@ -90,6 +90,13 @@ def test_a_head_on_kept_features_is_a_head_on_a_frozen_trunk(root: Path) -> None
     assert kept["parameters"] == frozen["parameters"] == 10 * 17
 
 
+def test_features_are_good_for_importances_the_first_time_too(root: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("LIFELONG_CACHE", str(tmp_path / "empty"))
+    settings = {"epochs": 1, "method": "ewc", "method_settings": {"strength": 1.0}}
+    first, second = (lifelong.run(**texts(root, model={"learn": "head"}, **settings)) for _ in range(2))
+    assert first["accuracy"] == second["accuracy"]
+
+
 def test_features_are_of_what_was_stored(root: Path) -> None:
     with pytest.raises(InputError, match="stream permuted changes what they are made of"):
         lifelong.run(data="digits", model=f"hf:{root}/vit", model_settings={"learn": "head"})

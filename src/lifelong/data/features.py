@@ -33,5 +33,5 @@ def features(dataset: Dataset, extract: Callable[[Tensor], Tensor], trunk: str) 
 
 
 def _all(extract: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
-    with torch.inference_mode():
-        return torch.cat([extract(batch).float().cpu() for batch in inputs.split(_BATCH)]).clone()
+    with torch.no_grad():
+        return torch.cat([extract(batch).float().cpu() for batch in inputs.split(_BATCH)])
