@@ -218,6 +218,13 @@ def test_reptile_with_one_step_goes_along_the_joint_gradient() -> None:
     torch.testing.assert_close(flat(gradient), 0.01 * torch.cat([each.flatten() for each in joint]), **CLOSE)
 
 
+def test_reptile_of_fewer_samples_than_mini_batches_takes_one_at_a_time() -> None:
+    episodes = Sinusoids(shots=1, queries=1, dtype=torch.float64).draw(3, torch.Generator().manual_seed(0))
+    few, one = (found(Reptile(steps=4, batches=each, inner="sgd", rate=0.01), curves(), episodes) for each in (5, 2))
+    torch.testing.assert_close(flat(few), flat(one), rtol=0, atol=0)
+    assert bool(flat(few).any())
+
+
 def test_reptile_with_adam_is_a_loop_with_adam() -> None:
     problem = curves()
     episodes = Sinusoids(shots=4, queries=4, dtype=torch.float64).draw(1, torch.Generator().manual_seed(0))

@@ -98,6 +98,7 @@ class Reptile(MetaLearner):
         steps: int,
         batches: int,
     ) -> Iterator[tuple[Params, Params]]:
+        batches = min(batches, inputs.shape[1])
         for step in range(steps):
             # Samples of a class stand side by side, so every so many-th one takes equally of all.
             some = slice(step % batches, None, batches)
