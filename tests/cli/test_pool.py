@@ -62,6 +62,8 @@ def test_what_is_there_is_listed(models: Path, capsys: pytest.CaptureFixture[str
         (["interpolate", "pool", "a"], "interpolate takes a folder and two names"),
         (["interpolate", "pool", "a", "bb", "--out", "out"], "unknown expert 'bb', did you mean 'b'?"),
         (["interpolate", "pool", "a", "b", "--weight", "half", "--out", "out"], "weight = 'half' must be a share"),
+        (["interpolate", "pool", "a", "b", "--weight", "nan", "--out", "out"], "weight = nan must be a share, 0 to 1"),
+        (["interpolate", "pool", "a", "b", "--weight", "2", "--out", "out"], "weight = 2.0 must be a share, 0 to 1"),
         (["nearest", "pool", "--model", "mlp"], "--data is missing"),
         (["nearest", "pool", "--data", "digits"], "--model is missing"),
         (["nearest", "pool", "--data", "digits", "--model", "mlp", "--count", "0"], "count = '0' must be a number of"),
@@ -98,4 +100,30 @@ def test_the_nearest_expert_is_that_of_the_same_classes(tmp_path: Path, capsys: 
         assert found[0]["cosine"] > found[1]["cosine"]
     wider = ["--data", "digits", "--model", "mlp", "--model.hidden", "48"]
     assert main(["pool", "nearest", "experts", *wider]) == 2
-    assert "the pool is of another network: its base has trunk." in capsys.readouterr().err
+    assert "has trunk.1.weight of shape [32, 64], and model mlp of shape [48, 64]" in capsys.readouterr().err
+
+
+def test_samples_are_compared_as_the_run_saw_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A network with batch norm that starts from an earlier one, and inputs that are standardised."""
+    network = ["--model", "convnet", "--model.channels", "4,8"]
+    shared = ["--scenario", "domain", "--epochs", "1", "--threads", "1", *network]
+    start = ["--stream", "permuted", "--data", "digits", "--tasks", "1", "--epochs", "3", *network]
+    assert main(["run", *start, "--out", str(tmp_path / "start")]) == 0
+    domains = ["--stream", "domains", "--data", "digits:0-4,digits:5-9", "--standardize", "--method", "magmax"]
+    weights = ["--weights", str(tmp_path / "start" / "model.safetensors")]
+    assert main(["run", *domains, *shared, *weights, "--method.pool", "experts", "--out", str(tmp_path / "run")]) == 0
+    for data in ("digits:0-4", "digits:5-9"):
+        capsys.readouterr()
+        assert main(["pool", "nearest", "experts", "--data", data, *network, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found[0]["name"].endswith(data.replace(":", "-"))
+        assert found[0]["cosine"] == pytest.approx(1, abs=1e-5)
+    # Three classes, where the head, which is merged here, has five outputs.
+    assert main(["pool", "nearest", "experts", "--data", "digits:6-8", *network]) == 0
+    capsys.readouterr()
+    for words, says in (
+        (["--data", "digits,digits"], "is more than one data set"),
+        (["--data", "digits", "--pad", "2"], "saw inputs of shape [1, 8, 8], and digits has [1, 12, 12]"),
+    ):
+        assert main(["pool", "nearest", "experts", *words, *network]) == 2
+        assert says in capsys.readouterr().err

@@ -15,7 +15,7 @@ from lifelong import tree
 from lifelong.errors import InputError, StateError
 from lifelong.merging.adaptation import adapt
 from lifelong.merging.pool import MANIFEST, Pool, fingerprint
-from lifelong.merging.stored import pack, unpack
+from lifelong.merging.stored import Format, pack, unpack
 from lifelong.tree import Params
 
 SHAPES = {"one.weight": (20, 30), "one.bias": (20,), "two.weight": (3, 20)}
@@ -250,3 +250,24 @@ def test_adapting_fits_the_task_and_stays_near_where_it_is_told_to() -> None:
         adapt(model, {"head": torch.zeros(1)}, [(inputs, targets)])
     with pytest.raises(InputError, match="at least one batch"):
         adapt(model, merged, [])
+
+
+@pytest.mark.parametrize("rule", ["task_arithmetic", "magmax", "linear"])
+@pytest.mark.parametrize("format", ["float32", "sparse"])
+def test_statistics_of_batch_norm_are_averaged_and_count_for_nothing(tmp_path: Path, rule: str, format: Format) -> None:
+    generator = torch.Generator().manual_seed(0)
+    base = {"0.weight": torch.zeros(6), "1.running_mean": torch.zeros(3), "1.running_var": torch.full((3,), 10.0)}
+    pool = Pool.create(tmp_path / "pool", base)
+    experts = []
+    for name in "abc":
+        weights = {**base, "0.weight": torch.randn(6, generator=generator)}
+        experts.append({**weights, "1.running_var": torch.rand(3, generator=generator)})
+        pool.add(name, experts[-1], format=format, density=0.5)
+    merged = pool.merge(rule)
+    assert merged.keys() == base.keys()
+    torch.testing.assert_close(
+        merged["1.running_var"], torch.stack([each["1.running_var"] for each in experts]).mean(0)
+    )
+    for name, expert in zip("abc", experts, strict=True):
+        assert pool.members[name].norm == pytest.approx(float(expert["0.weight"].norm()))
+        assert pool.usefulness()[name] <= pool.members[name].norm * 1.0001

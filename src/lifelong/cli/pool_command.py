@@ -49,6 +49,7 @@ def configure(parser: Parser) -> None:
     parser.add_argument("--target", help="nearest: name of the label column, where it is not the usual one")
     parser.add_argument("--text", help="nearest: name of the text column, where it is not the usual one")
     parser.add_argument("--image-size", metavar="SIZE", help="nearest: resize images to so many pixels a side")
+    parser.add_argument("--pad", metavar="PIXELS", help="nearest: zeros around each picture, as in the run")
     parser.add_argument("--count", default="3", metavar="N", help="nearest: how many to name (default 3)")
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output, nothing else there")
     parser.epilog = "Settings of a rule or a model are dotted: --rule.density 0.2 --model.hidden 400,400."
@@ -149,7 +150,7 @@ def _nearest(arguments: Namespace) -> tuple[Any, str]:
     from lifelong.merging.pool import Pool
 
     _count(arguments, 0, "nearest takes a folder alone")
-    names = ("data", "model", "target", "text", "image_size")
+    names = ("data", "model", "target", "text", "image_size", "pad")
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     absent = next((name for name in ("data", "model") if name not in given), None)
     if absent is not None:
@@ -162,7 +163,7 @@ def _nearest(arguments: Namespace) -> tuple[Any, str]:
     from lifelong.experiments.prototypes import prototype
 
     found = pool.nearest(
-        prototype(pool.base(), {**given, "model_settings": _dotted(arguments, "model")}), int(arguments.count)
+        prototype(pool, {**given, "model_settings": _dotted(arguments, "model")}), int(arguments.count)
     )
     shown = [{"name": name, "cosine": cosine} for name, cosine in found]
     return shown, "\n".join(f"{name}: cosine {cosine:.3f}" for name, cosine in found)

@@ -160,10 +160,11 @@ class Pool:
         if base is not None:
             self.check_base(name, base)
         change = _change(name, self.base(), _weights(expert))
+        change, statistics = _apart(change)
         packed = pack(change, format, density)
         restored = unpack(packed, {each: tensor.shape for each, tensor in change.items()})
         norm = float(tree.norm(change))
-        content = save(packed, {"base": self.fingerprint, "format": format})
+        content = save({**packed, **statistics}, {"base": self.fingerprint, "format": format})
         member = Member(
             name,
             format,
@@ -223,6 +224,9 @@ class Pool:
     def merge(self, rule: str | Rule = "magmax", names: Sequence[str] | None = None, **values: Any) -> Params:
         """Return the merge of some experts, with the names and dtypes of the base.
 
+        Statistics of batch normalisation (`running_mean`, `running_var`) are averaged, whatever the rule: they are no
+        directions to go, and a sum of changes would make variances negative.
+
         Args:
             rule: a name (`lifelong list rules`) or a rule.
             names: which, in their order; all by default.
@@ -236,10 +240,21 @@ class Pool:
             raise InputError(f"the pool {self.folder} has no experts to merge")
         self._check_known(chosen)
         base = self.base()
-        return merge(rule, base, [self._on(base, name) for name in chosen], **values)
+        experts = [self._on(base, name) for name in chosen]
+        weights, statistics = _apart(base)
+        merged = merge(rule, weights, [_apart(expert)[0] for expert in experts], **values)
+        for name, start in statistics.items():
+            merged[name] = torch.stack([expert[name].float() for expert in experts]).mean(0).to(start.dtype)
+        return {name: merged[name] for name in base}
 
     def interpolate(self, first: str, second: str, weight: float) -> Params:
-        """Return `(1 - weight) theta_first + weight theta_second`, to carry over what one expert knows to the other."""
+        """Return `(1 - weight) theta_first + weight theta_second`, to carry over what one expert knows to the other.
+
+        Raises:
+            InputError: no such expert, or a weight that is not in 0 to 1.
+        """
+        if not 0 <= weight <= 1:
+            raise InputError(f"weight = {weight} must be a share, 0 to 1")
         start, end = self.expert(first), self.expert(second)
         names = [name for name, each in start.items() if each.is_floating_point()]
         mixed = tree.interpolate({name: start[name] for name in names}, {name: end[name] for name in names}, weight)
@@ -282,7 +297,7 @@ class Pool:
 
         `min_w ||tau_t - sum_{s != t} w_s tau_s||`: 0 for one that the others make up for.
         """
-        vectors = [self.vector(name) for name in self._members]
+        vectors = [_apart(self.vector(name))[0] for name in self._members]
         products = np.array([[float(tree.dot(left, right)) for right in vectors] for left in vectors])
         return {name: _residual(products, index) for index, name in enumerate(self._members)}
 
@@ -385,6 +400,12 @@ def _change(name: str, base: Params, expert: Params) -> Params:
     if odd:
         raise InputError(f"expert {name}: tensor {odd[0]!r} has numbers that are not finite")
     return change
+
+
+def _apart(weights: Params) -> tuple[Params, Params]:
+    """Return what is learned, and the statistics of batch normalisation, which PyTorch names so."""
+    statistics = {name: each for name, each in weights.items() if name.endswith(("running_mean", "running_var"))}
+    return {name: each for name, each in weights.items() if name not in statistics}, statistics
 
 
 def _residual(products: np.ndarray[Any, Any], index: int) -> float:

@@ -121,6 +121,9 @@ class Merging(Method):
                 "answers = class-means are of one merge, and conflict lets tasks stay apart: set one of them"
             )
 
+    def predicts_numbers(self) -> bool:
+        return self.regression and self.answers != "class-means"
+
     @abstractmethod
     def begun(self) -> Incremental:
         """Return the merge of no experts yet."""
@@ -140,8 +143,6 @@ class Merging(Method):
         Raises:
             InputError: a head that cannot be treated as asked for, or a pool of another base or run.
         """
-        if self.answers == "class-means" and task.scale is not None:
-            raise InputError(f"answers = class-means are of classes, and task {task.name!r} predicts a number")
         self._hold_head(learner)
         self.labels = list(task.classes)
         self.sizes.append(len(task.classes))
@@ -292,7 +293,7 @@ class Merging(Method):
     def _in_pool(self, learner: Learner, task: Task) -> tuple[str, dict[str, Any]]:
         """Return the name of the expert of `task` in a pool, and what is remembered of it there."""
         samples = fingerprint({"inputs": task.train.inputs, "targets": task.train.targets})
-        known = {"name": task.name, "classes": list(task.classes), "fingerprint": samples}
+        known = {"name": task.name, "classes": list(task.classes), "fingerprint": samples, "inputs": seen(task)}
         name = re.sub(r"[^\w .+=-]+", "-", f"task {task.index + 1} {task.name}")
         return name, {**known, "seed": learner.seed, "training": self.training}
 
@@ -363,6 +364,14 @@ def mean_loss(learner: Learner, weights: Params, split: Split, task: int) -> flo
 def statistics_of(model: nn.Module) -> Params:
     """Return the live buffers of fractions, which normalisation keeps; counters are left to the network."""
     return {name: each for name, each in model.named_buffers() if each.is_floating_point()}
+
+
+def seen(task: Task) -> dict[str, Any]:
+    """Return how inputs of `task` came to the network, as JSON: new ones are comparable if they come so too."""
+    split = task.train
+    statistics = {name: getattr(split, name) for name in ("mean", "std")}
+    numbers = {name: None if each is None else each.flatten().tolist() for name, each in statistics.items()}
+    return {"shape": list(split.take(torch.arange(1)).inputs.shape[1:]), "dtype": str(split.inputs.dtype), **numbers}
 
 
 def saved_buffers(model: Network) -> Params:
