@@ -26,12 +26,19 @@ def task_loss(outputs: Tensor, targets: Tensor, reduction: Literal["mean", "sum"
     """
     if not targets.is_floating_point():
         return F.cross_entropy(outputs, targets, reduction=reduction)
-    numbers = outputs[:, 1:].isneginf().all(1)
+    numbers = predict_numbers(outputs, targets)
     of_numbers = F.mse_loss(outputs[:, 0], targets, reduction="none") / 2
     # Where the only output is finite its cross-entropy is 0, and so is its gradient.
     of_labels = F.cross_entropy(outputs, torch.where(numbers, 0, targets).long(), reduction="none")
     terms = torch.where(numbers, of_numbers, of_labels)
     return terms if reduction == "none" else terms.mean() if reduction == "mean" else terms.sum()
+
+
+def predict_numbers(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return which rows of a batch predict a number, `[batch]` boolean; arguments as for `task_loss`."""
+    if not targets.is_floating_point():
+        return torch.zeros_like(targets, dtype=torch.bool)
+    return outputs[:, 1:].isneginf().all(1)
 
 
 def are_numbers(outputs: Tensor, targets: Tensor) -> bool:

@@ -123,3 +123,10 @@ def test_wrong_input_gets_one_line(options: list[str], words: str, capsys: pytes
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
+
+
+def test_methods_for_classes_do_not_fit_where_numbers_are_predicted() -> None:
+    found = {each.method: each for each in advise.advise(Constraints(scenario="task", numbers=True))}
+    assert found["ewc"].fits
+    assert not found["der"].fits
+    assert found["der"].reasons == ("it is for classes",)

@@ -89,6 +89,14 @@ def test_folders_of_pictures(tmp_path: Path) -> None:
     assert (len(alone.train.targets), len(alone.test.targets)) == (8, 2)
 
 
+def test_pictures_in_folders_have_no_target(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (4, 4)).save(tmp_path / name / "one.png")
+    with pytest.raises(InputError, match=r"target = 'price' means nothing .* labelled by their folders"):
+        load(str(tmp_path), target="price:number")
+
+
 def test_pictures_of_unlike_size_need_image_size(tmp_path: Path) -> None:
     pictures(tmp_path / "a", {"cat": 3})
     pictures(tmp_path / "a2", {"dog": 3}, size=(9, 9))

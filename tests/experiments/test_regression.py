@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from lifelong.errors import InputError
 from lifelong.experiments import build
 from lifelong.experiments.recipe import recipe
 from lifelong.learner import Learner
+from lifelong.meta.episodes import class_pool
 from lifelong.methods import METHODS
 from lifelong.methods.distilled import distilled
 from lifelong.streams import Scenario, Stream
-from lifelong.training import evaluation
+from lifelong.training import evaluation, loop
 from lifelong.training.early_stopping import EarlyStopping
 
 FOR_CLASSES = [name for name, kind in METHODS.items() if not kind.regression and Scenario.TASK in kind.scenarios]
@@ -57,7 +59,7 @@ def test_numbers_are_put_on_the_scale_of_their_training_samples() -> None:
     mean, deviation = second.scale or (0, 0)
     assert float(second.train.targets.mean()) == pytest.approx(0, abs=1e-5)
     assert float(second.train.targets.std(correction=0)) == pytest.approx(1, rel=1e-5)
-    torch.testing.assert_close(second.test.targets * deviation + mean, whole.test.targets)
+    torch.testing.assert_close(second.test.targets * deviation + mean, whole.test.targets.float())
 
 
 def test_domains_of_numbers_share_a_head_and_the_scale_of_the_first() -> None:
@@ -87,7 +89,7 @@ def test_methods_learn_a_number_after_classes(method: str) -> None:
 
 @pytest.mark.parametrize("method", FOR_CLASSES)
 def test_methods_for_classes_say_so(method: str) -> None:
-    with pytest.raises(InputError, match=f"method {method} is for classes, and task 'ink' predicts a number"):
+    with pytest.raises(InputError, match=f"method {method} is for classes, and a target is a number to predict"):
         learned(method, mixed(train_samples=60))
 
 
@@ -257,7 +259,10 @@ def test_a_layout_of_the_hub_with_numbers(tmp_path: Path) -> None:
         (["--stream", "domains", "--scenario", "class"], "scenario class tells classes apart"),
         (["--stream", "permuted", "--method", "icarl", "--scenario", "task"], "method icarl cannot do scenario task"),
         (["--stream", "permuted", "--method", "der"], "method der is for classes"),
-        (["--stream", "permuted", "--method", "magmax", "--method.answers", "class-means"], "are of classes"),
+        (
+            ["--stream", "permuted", "--method", "magmax", "--method.answers", "class-means"],
+            "magmax is, under its settings, for classes",
+        ),
         (["--stream", "permuted", "--head-rows", "class-means", "--scenario", "task"], "head_rows = class-means is"),
         (["--stream", "domains", "--target", "y:number,y:number,y"], "names 3 columns for 1 data sets"),
     ],
@@ -271,6 +276,70 @@ def test_wrong_input_gets_one_line(
     printed = capsys.readouterr()
     assert says in printed.err
     assert len(printed.err.strip().splitlines()) == 1
+
+
+def test_one_head_for_classes_and_numbers_is_refused() -> None:
+    with pytest.raises(InputError, match="head single is one for all tasks, and some predict a number"):
+        learned("naive", mixed(train_samples=60), head="single")
+
+
+def test_class_means_are_refused_wherever_the_number_comes() -> None:
+    with pytest.raises(InputError, match="method magmax is, under its settings, for classes"):
+        learned("magmax", mixed(train_samples=60), method_settings={"answers": "class-means"})
+
+
+def test_a_comparison_refuses_methods_for_classes_before_any_is_run(tmp_path: Path) -> None:
+    data = rows(tmp_path, y=[0.5, 1.0, 2.0, 3.0])
+    with pytest.raises(InputError, match="method der is for classes"):
+        lifelong.compare(["naive", "der"], data=data, target="y:number", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_numbers_far_from_zero_keep_their_differences() -> None:
+    numbers = 1.7e9 + torch.arange(50, dtype=torch.float64)
+    data = from_tensors((torch.randn(50, 3), numbers), (torch.randn(50, 3), numbers), numbers=True)
+    task = streams.domains([data]).tasks[0]
+    steps = task.train.targets.diff() * (task.scale or (0, 0))[1]
+    torch.testing.assert_close(steps, torch.ones(49), rtol=1e-4, atol=1e-4)
+    huge = torch.tensor([1e300, -1e300], dtype=torch.float64)
+    data = from_tensors((torch.randn(2, 3), huge), (torch.randn(2, 3), huge), numbers=True)
+    with pytest.raises(InputError, match="too large to be predicted"):
+        streams.domains([data])
+
+
+def test_one_name_for_the_number() -> None:
+    with pytest.raises(InputError, match="is the one name of the numbers"):
+        from_tensors((torch.zeros(2, 3), [1.0, 2.0]), (torch.zeros(2, 3), [1.0, 2.0]), numbers=True, classes=["a", "b"])
+
+
+@pytest.mark.parametrize(
+    "cells", [[Decimal("1.50"), Decimal("2.25"), Decimal(3), Decimal(8)], ["1.5", "2.25", "3", "8"]]
+)
+def test_decimals_and_digits_are_numbers_too(tmp_path: Path, cells: list[Any]) -> None:
+    path = tmp_path / "rows.parquet"
+    pandas.DataFrame({"a": [1.0, 2.0, 3.0, 4.0], "y": cells}).to_parquet(path)
+    data = load(str(path), target="y:number")
+    assert sorted(torch.cat([data.train.targets, data.test.targets]).tolist()) == [1.5, 2.25, 3.0, 8.0]
+    if isinstance(cells[0], Decimal):
+        with pytest.raises(InputError, match="label column 'y' holds fractions such as"):
+            load(str(path), target="y")
+
+
+def test_results_say_how_to_turn_answers_into_numbers() -> None:
+    stream = mixed(train_samples=60)
+    assert learned("naive", stream, epochs=1)["scales"] == [None, stream.tasks[1].scale]
+
+
+def test_progress_tells_the_accuracy_of_samples_with_classes() -> None:
+    logits = torch.tensor([[2.0, 1.0], [0.0, 1.0], [0.3, -torch.inf]])
+    step = loop.Step(mixed().tasks[0], torch.zeros(()), logits, torch.tensor([0.0, 0.0, 0.3]), False)
+    assert step.accuracy() == 0.5
+    assert replace(step, logits=logits[2:], targets=step.targets[2:]).accuracy() is None
+
+
+def test_meta_learning_refuses_numbers() -> None:
+    with pytest.raises(InputError, match="meta-learning needs classes, and the targets of ink, ink, are numbers"):
+        class_pool(ink())
 
 
 def test_domains_of_classes_and_numbers_need_heads_of_their_own() -> None:

@@ -85,6 +85,8 @@ def load(
         key = _key(f"folder {name} {hub.digest(path)}{how}{_told(reading)}")
         return disk.cached(key, lambda: hub.read_folder(path, name, target, number, image_size, reading))
     if folders.is_folder_of_classes(path):
+        if target is not None:
+            raise InputError(f"target = {target!r} means nothing for {path}: pictures are labelled by their folders")
         return disk.cached(_key(f"pictures {folders.digest(path)}{how}"), lambda: folders.read(path, image_size))
     raise InputError(
         f"{path} is no data set: give a folder with Parquet files or with pictures in a folder a class, or a "

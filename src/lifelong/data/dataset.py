@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +27,7 @@ class Samples(NamedTuple):
     Args:
         inputs: `[samples, channels, height, width]` uint8 images, `[samples, features]` floating point, or
             `[samples, length]` int64 tokens, -1 where a text has fewer.
-        targets: `[samples]` int64 in `0 .. classes - 1`, or float32 numbers to predict.
+        targets: `[samples]` int64 in `0 .. classes - 1`, or float64 numbers to predict.
     """
 
     inputs: Tensor
@@ -84,6 +85,8 @@ def from_tensors(
         raise InputError(f"{name}: training samples have the shape {shapes[0]} and test samples {shapes[1]}")
     whole = _fingerprint(*named["train"], *named["test"])
     if numbers:
+        if classes is not None and len(classes) != 1:
+            raise InputError(f"{name}: classes = {list(classes)} is the one name of the numbers to predict")
         targets = named["train"].targets
         if bool((targets == targets[0]).all()):
             raise InputError(f"{name}: all training targets are {targets[0]:g}, so there is nothing to predict")
@@ -127,14 +130,14 @@ def need_classes(dataset: Dataset, what: str) -> None:
     if dataset.numbers:
         raise InputError(
             f"{what} needs classes, and the targets of {dataset.name}, {dataset.classes[0]}, are numbers to predict: "
-            "divide them into classes, or take stream domains"
+            "divide them into classes"
         )
 
 
 def refuse_fractions(values: Iterable[object], column: str, where: str) -> None:
     """Raise `InputError` for a fraction among the `values` of the label `column`: they are no labels."""
     for each in values:
-        if isinstance(each, float | np.floating) and not float(each).is_integer():
+        if isinstance(each, float | np.floating | Decimal) and not float(each).is_integer():
             raise InputError(
                 f"{where}: label column {column!r} holds fractions such as {each:g}, and labels are classes: say "
                 f"target = {column}{NUMBER} to predict them as numbers, or divide them into classes"
@@ -177,7 +180,7 @@ def _checked(name: str, part: str, inputs: Tensor, targets: Tensor, numbers: boo
     if inputs.is_floating_point() and not bool(torch.isfinite(inputs).all()):
         count = int((~torch.isfinite(inputs)).sum())
         raise InputError(f"{name}: {count} values of the {part} inputs are not finite numbers")
-    return Samples(inputs.contiguous(), targets.to(torch.float32 if numbers else torch.int64))
+    return Samples(inputs.contiguous(), targets.to(torch.float64 if numbers else torch.int64))
 
 
 def _fingerprint(*tensors: Tensor) -> str:

@@ -246,9 +246,11 @@ def _labels(table: Any, label: str, classes: tuple[str, ...]) -> Tensor:
 
 
 def _numbers(table: Any, label: str, where: str) -> Tensor:
+    if label not in table.column_names:
+        raise InputError(f"{where}: no column {label!r}, which the training samples have")
     try:
-        return torch.from_numpy(np.array(table[label], dtype=np.float32))
-    except (TypeError, ValueError):  # text, and cells that are missing
+        return torch.from_numpy(np.array(table[label], dtype=np.float64))
+    except (TypeError, ValueError):
         raise InputError(f"{where}: target {label!r} is said to be a number, and holds other things") from None
 
 

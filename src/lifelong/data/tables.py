@@ -134,15 +134,11 @@ def _target(path: Path, columns: list[str], target: str | None) -> str:
 
 def _classes(path: Path, table: Any, column: str, number: bool) -> tuple[str, ...] | None:
     """Return the names of the classes, or None for numbers to predict."""
-    import pandas
-
-    if number and not pandas.api.types.is_numeric_dtype(table[column]):
-        _refuse_stray_words(path, table, column)
-        raise InputError(f"table {path}: target {column!r} is said to be a number, and it holds text")
+    if number:
+        _numbers(path, table, column)
+        return None
     try:
         labels = sorted(table[column].dropna().unique())
-        if number:
-            return None
         refuse_fractions(labels, column, f"table {path}")
         return tuple(str(each) for each in labels)
     except TypeError:  # lists cannot be hashed, and text cannot be compared with numbers
@@ -170,7 +166,7 @@ def _refuse_stray_words(path: Path, table: Any, column: str) -> None:
 
     cells = table[column].dropna()
     stray = cells[pandas.to_numeric(cells, errors="coerce").isna()]
-    if 2 * len(stray) < len(cells):
+    if 0 < 2 * len(stray) < len(cells):
         row, word = next(stray.items())
         raise InputError(f"table {path}, row {row}: column {column!r} holds {word!r} among numbers: mend or drop it")
 
@@ -196,11 +192,18 @@ def _check_values(path: Path, table: Any, needed: Sequence[str]) -> None:
 
 def _labels(path: Path, table: Any, column: str, classes: tuple[str, ...] | None) -> Tensor:
     if classes is None:
-        try:
-            return torch.from_numpy(np.array(table[column], dtype=np.float32))
-        except ValueError:
-            _refuse_stray_words(path, table, column)
-            raise InputError(f"table {path}: target {column!r} holds no numbers, as that of training does") from None
+        return _numbers(path, table, column)
     index = {name: position for position, name in enumerate(classes)}
     # A label that training never saw gets one past the last, which the check of the range names.
     return torch.tensor([index.get(str(each), len(classes)) for each in table[column]])
+
+
+def _numbers(path: Path, table: Any, column: str) -> Tensor:
+    """Return the numbers to predict, float64; whole numbers, fractions, decimals and digits will do."""
+    import pandas
+
+    found = pandas.to_numeric(table[column], errors="coerce")
+    if bool((found.isna() & table[column].notna()).any()):
+        _refuse_stray_words(path, table, column)
+        raise InputError(f"table {path}: target {column!r} is said to be a number, and it holds text")
+    return torch.from_numpy(np.array(found, dtype=np.float64))

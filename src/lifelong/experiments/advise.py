@@ -26,6 +26,7 @@ class Constraints:
     keep_samples: bool = setting(True, "samples of old tasks may be kept")
     boundaries: bool = setting(True, "it is known where a task ends")
     single_pass: bool = setting(False, "each sample is seen once")
+    numbers: bool = setting(False, "tasks predict numbers, and not classes alone")
     pretrained: bool = setting(False, "the network has learned much other data before")
     megabytes: float | None = setting(None, "most that a method may keep beside the network, in MB", gt=0)
     network: float | None = setting(None, "size of the network in MB; the measured one's by default", gt=0)
@@ -91,6 +92,8 @@ def _rules(kind: type[Method], given: Constraints) -> list[str]:
         free = kind.boundaries_unless
         if not free:
             found.append("it must know where a task ends")
+    if given.numbers and not kind.regression:
+        found.append("it is for classes")
     return found
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from lifelong import models, randomness, streams
 from lifelong.data import Dataset, Samples, load
+from lifelong.data.dataset import NUMBER
 from lifelong.data.features import features
 from lifelong.errors import InputError
 from lifelong.experiments.fixed_heads import fixed_head
@@ -102,33 +103,27 @@ def method(recipe: Recipe, stream: Stream | None = None) -> Method:
         stream: learned instead of the recipe's.
 
     Raises:
-        InputError: an unknown method or setting, or a scenario or a stream that it cannot do.
+        InputError: an unknown method or setting, or a scenario, a stream or a kind of target that it cannot do.
     """
     made = build_method(recipe.method, recipe.method_settings)
     scenario = _scenario(recipe) if stream is None else stream.scenario
     bounded = recipe.stream not in streams.UNBOUNDED if stream is None else stream.boundaries
+    numbers = NUMBER in (recipe.target or "") if stream is None else any(task.scale for task in stream.tasks)
     for name, part in made.methods.items() if isinstance(made, Chain) else [(recipe.method, made)]:
         if scenario not in part.scenarios:
             can = ", ".join(each.value for each in part.scenarios)
             raise InputError(f"method {name} cannot do scenario {scenario.value}: it can do {can}")
         if part.needs_boundaries() and not bounded:
             raise _unbounded(name, recipe.stream if stream is None else stream.name)
-    return made
-
-
-def check_numbers(recipe: Recipe, made: Method, stream: Stream) -> None:
-    """Raise `InputError` where a task of `stream` predicts a number, and the method or the head is for classes."""
-    task = next((each for each in stream.tasks if each.scale is not None), None)
-    if task is None:
-        return
-    for name, part in made.methods.items() if isinstance(made, Chain) else [(recipe.method, made)]:
-        if not part.regression:
+        if numbers and not part.predicts_numbers():
+            settings = ", under its settings," if part.regression else ""
             raise InputError(
-                f"method {name} is for classes, and task {task.name!r} predicts a number: take naive, ewc, lwf, er, "
-                "magmax or another that `lifelong list methods` says can do regression"
+                f"method {name} is{settings} for classes, and a target is a number to predict: take naive, ewc, lwf, "
+                "er, magmax or another that `lifelong list methods` says can do numbers"
             )
-    if recipe.head_rows != "learned":
-        raise InputError(f"head_rows = {recipe.head_rows} is for classes, and task {task.name!r} predicts a number")
+    if numbers and recipe.head_rows != "learned":
+        raise InputError(f"head_rows = {recipe.head_rows} is for classes, and a target is a number to predict")
+    return made
 
 
 def learner(recipe: Recipe, stream: Stream, module: torch.nn.Module | None = None) -> Learner:
@@ -353,6 +348,8 @@ def _head(recipe: Recipe, stream: Stream) -> tuple[HeadKind, bool]:
         if scenario is Scenario.CLASS and any(METHODS[name].all_outputs for name in recipe.method.split("+")):
             return "single", False
         return _HEAD_OF[scenario], masked
+    if recipe.head == "single" and scenario is Scenario.TASK and len({task.scale is None for task in stream.tasks}) > 1:
+        raise InputError("head single is one for all tasks, and some predict a number and others classes: use multi")
     if recipe.head != "single" and recipe.head != _HEAD_OF[scenario]:
         needs = "task" if recipe.head == "multi" else "class"
         raise InputError(f"head {recipe.head} needs scenario {needs}, and this stream is {scenario.value}-incremental")

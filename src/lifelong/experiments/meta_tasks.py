@@ -10,7 +10,6 @@ from torch import Tensor
 
 from lifelong import models, randomness
 from lifelong.data import Dataset, load
-from lifelong.data.dataset import need_classes
 from lifelong.errors import InputError
 from lifelong.experiments.build import device, featured
 from lifelong.experiments.meta_recipe import SINUSOIDS, MetaRecipe
@@ -136,8 +135,6 @@ def _loaded(recipe: MetaRecipe, names: list[str]) -> list[Dataset]:
         )
         for name in names
     ]
-    for each in sets:
-        need_classes(each, "meta-learning on domains")
     if models.layers_on_features(model, values) is None:
         return sets
     shape = tuple(sets[0].train.inputs.shape[1:])

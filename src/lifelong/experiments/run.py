@@ -224,7 +224,6 @@ def _prepare(recipe: Recipe, out: Path | None, stream: Stream | None, model: nn.
     torch.manual_seed(recipe.seed)
     build.set_deterministic(build.device(recipe.device))
     tasks = stream if stream is not None else build.stream(recipe)
-    build.check_numbers(recipe, method, tasks)
     learner = build.learner(recipe, tasks, model)
     stopping = None if recipe.early_stopping is None else EarlyStopping(recipe.early_stopping)
     memory.reset_peak()
@@ -380,6 +379,7 @@ def _finish(running: Run) -> dict[str, Any]:
         "scenario": stream.scenario.value,
         "tasks": [task.name for task in stream.tasks],
         "scores": ["accuracy" if task.scale is None else "r2" for task in stream.tasks],
+        "scales": [task.scale for task in stream.tasks],
         "accuracy": tally.accuracy,
         **results.measures(tally.accuracy, weights),
         "merging": results.of_merging(tally, running.method.measures()) if _merges(running.method) else None,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from lifelong.errors import DivergedError, InputError, closest
+from lifelong.errors import DivergedError, InputError, unknown
 from lifelong.experiments import build
 from lifelong.experiments.plan import plan
 from lifelong.experiments.recipe import Recipe, recipe, record
@@ -77,7 +77,7 @@ def row_values(values: Mapping[str, Any], row: str | None) -> dict[str, Any]:
     if row is None:
         raise InputError(f"name the row to tune with --row: {', '.join(planned)}")
     if row not in planned:
-        raise InputError(f"no row {row!r}{closest(row, planned) or ':'} rows are {', '.join(planned)}")
+        raise unknown("row", row, planned)
     return record(planned[row].recipe)
 
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from lifelong import randomness
 from lifelong.data import Dataset
+from lifelong.data.dataset import need_classes
 from lifelong.errors import InputError
 from lifelong.streams import alike
 
@@ -123,7 +124,12 @@ class ClassPool:
 
 
 def class_pool(dataset: Dataset) -> ClassPool:
-    """Return all samples of `dataset` by class, training and test samples alike: tasks differ in their classes."""
+    """Return all samples of `dataset` by class, training and test samples alike: tasks differ in their classes.
+
+    Raises:
+        InputError: its targets are numbers to predict.
+    """
+    need_classes(dataset, "meta-learning")
     inputs = torch.cat([dataset.train.inputs, dataset.test.inputs])
     targets = torch.cat([dataset.train.targets, dataset.test.targets])
     counts = torch.bincount(targets, minlength=len(dataset.classes))

@@ -78,6 +78,10 @@ class Method:
         unless = self.boundaries_unless.items()
         return self.boundaries and not (unless and all(getattr(self, name) == value for name, value in unless))
 
+    def predicts_numbers(self) -> bool:
+        """Return whether, under its settings, it can do tasks that predict a number."""
+        return self.regression
+
     def setup(self, learner: Learner) -> None:
         """Prepare before the first task."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -96,15 +97,17 @@ def assemble(name: str, data: str, scenario: Scenario, parts: Sequence[Part], cu
 def _numbered(targets: Tensor, offset: int, scale: tuple[float, float] | None, some_numbers: bool) -> Tensor:
     """Return local `targets` as the stream has them."""
     if scale is not None:
-        return (targets - scale[0]) / scale[1]
+        return ((targets - scale[0]) / scale[1]).float()
     return (targets + offset).float() if some_numbers else targets + offset
 
 
 def _scale(part: Part, targets: Tensor) -> tuple[float, float]:
     """Return mean and deviation of the numbers that the task learns to predict."""
-    deviation, mean = (float(each) for each in torch.std_mean(targets.double(), correction=0))
+    deviation, mean = (float(each) for each in torch.std_mean(targets, correction=0))
     if deviation == 0:
         raise InputError(f"task {part.name!r} has {len(targets)} training targets that are all {mean:g}")
+    if not math.isfinite(deviation):
+        raise InputError(f"task {part.name!r} has targets that are too large to be predicted")
     return mean, deviation
 
 

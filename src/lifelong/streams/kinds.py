@@ -180,7 +180,7 @@ def _numbered_as(first: Dataset, other: Dataset) -> Dataset:
         number, labels = (first, other) if first.numbers else (other, first)
         raise InputError(
             f"scenario domain shares one head, but {number.name} predicts a number ({number.classes[0]}) and "
-            f"{labels.name} classes: use scenario task"
+            f"{labels.name} classes: use scenario task, or leave one of them out"
         )
     if other.classes == first.classes or any(all(name.isdecimal() for name in each.classes) for each in (first, other)):
         return other
@@ -244,6 +244,7 @@ def blurry(
         raise InputError(f"stream blurry spreads samples over other tasks, so it needs at least 2, not tasks = {tasks}")
     if not 0 <= blur <= 1:
         raise InputError(f"blur = {blur} must be a share, 0 to 1")
+    need_classes(dataset, "stream blurry")
     sharp = split(
         dataset,
         tasks=tasks,

@@ -75,10 +75,10 @@ class Step:
     epoch_ends: bool
 
     def accuracy(self) -> float | None:
-        """Return the share of the batch that was answered rightly before the step; None where numbers are predicted."""
-        if self.targets.is_floating_point():
-            return None
-        return float((self.logits.argmax(1) == self.targets).float().mean())
+        """Return the share of the batch that was answered rightly before the step; None where no sample has a class."""
+        labelled = ~losses.predict_numbers(self.logits, self.targets)
+        right = (self.logits.argmax(1) == self.targets)[labelled]
+        return float(right.float().mean()) if len(right) else None
 
 
 @dataclass(frozen=True)
