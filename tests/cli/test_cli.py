@@ -381,7 +381,7 @@ def test_tune_holds_samples_out_for_a_row_of_a_recipe(tmp_path: Path, capsys: py
     found = json.loads(capsys.readouterr().out)
     assert [trial["settings"] for trial in found["trials"]] == [{"method.strength": 1}, {"method.strength": 10}]
     words[words.index("ewc")] = "ew"
-    assert "no row 'ew', did you mean 'ewc'? rows are naive, ewc" in refused(capsys, *words)
+    assert "unknown row 'ew', did you mean 'ewc'? known are ewc, naive" in refused(capsys, *words)
 
 
 def test_list_tells_of_one(capsys: pytest.CaptureFixture[str]) -> None:

@@ -100,7 +100,7 @@ def test_the_nearest_expert_is_that_of_the_same_classes(tmp_path: Path, capsys: 
         assert found[0]["cosine"] > found[1]["cosine"]
     wider = ["--data", "digits", "--model", "mlp", "--model.hidden", "48"]
     assert main(["pool", "nearest", "experts", *wider]) == 2
-    assert "has trunk.1.weight of shape [32, 64], and model mlp of shape [48, 64]" in capsys.readouterr().err
+    assert "has trunk.1.bias of shape [32], and model mlp of shape [48]" in capsys.readouterr().err
 
 
 def test_samples_are_compared_as_the_run_saw_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

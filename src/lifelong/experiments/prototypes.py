@@ -37,7 +37,7 @@ def prototype(pool: Pool, settings: Mapping[str, Any]) -> Tensor:
     learner, task = build.learner(made, tasks), _as_seen(tasks.tasks[0], pool)
     base = {name: each.to(learner.device) for name, each in pool.base().items() if name.startswith("trunk.")}
     own = tree.weights(learner.model)
-    for name, each in base.items():
+    for name, each in sorted(base.items()):
         if name not in own or own[name].shape != each.shape:
             there = f"of shape {list(own[name].shape)}" if name in own else "none of that name"
             raise InputError(
