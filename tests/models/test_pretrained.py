@@ -16,7 +16,7 @@ from lifelong import models
 from lifelong.errors import InputError
 from lifelong.learner import train_mode
 from lifelong.models.heads import FixedBlock
-from lifelong.models.pretrained.adapters import adapter_weights, fold, mergeable, without_adapters
+from lifelong.models.pretrained.adapters import adapted_layers, adapter_weights, fold, mergeable, without_adapters
 from lifelong.models.pretrained.trunks import ImageTrunk, TextTrunk
 from lifelong.models.rates import set_rates
 
@@ -292,7 +292,7 @@ def test_other_adapters_fold_too(folders: dict[str, Path], learn: Literal["dora"
     torch.testing.assert_close(made(inputs), answers)
     again = without_adapters(made, dict(made.named_parameters()))  # anew, they change nothing
     torch.testing.assert_close(again, file)
-    with pytest.raises(InputError, match=rf"{learn} is for linear layers and Conv2d, and it names .*\(Embedding\)"):
+    with pytest.raises(InputError, match=rf"\(Embedding\) cannot have an adapter: {learn} is for linear"):
         models.prepare(plain, models.Pretrained(learn=learn, adapted=("word_embeddings",)))
 
 
@@ -329,11 +329,40 @@ def test_fixed_batch_norm_keeps_its_statistics() -> None:
     assert [name for name, each in made.named_parameters() if each.requires_grad] == ["0.weight", "0.bias"]
 
 
+class Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2)
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.grouped = nn.Conv2d(4, 8, 3, groups=2)
+
+
+def test_adapters_that_would_not_do_what_they_say_are_refused() -> None:
+    made = Attending()
+    with torch.no_grad():
+        made.second.weight[1] = 0
+    cases = {
+        ("lora", "out_proj"): "is run by nn.MultiheadAttention",
+        ("dora", "grouped"): "is a grouped convolution, whose change dora cannot tell: take ia3",
+        ("dora", "second"): "second .Linear. has an output with no weight but 0",
+        ("ia3", "attention"): "attention .MultiheadAttention. cannot have an adapter: ia3 is for linear layers",
+    }
+    for (learn, target), says in cases.items():
+        with pytest.raises(InputError, match=says):
+            models.prepare(made, models.Pretrained(learn=learn, adapted=(target,)))  # type: ignore[arg-type]
+    made.second.weight = made.first.weight
+    with pytest.raises(InputError, match=r"second \(Linear\) shares its weight with first"):
+        models.prepare(made, models.Pretrained(learn="lora"))
+    made.second = nn.Linear(4, 4)
+    models.prepare(made, models.Pretrained(learn="lora"))  # linear layers by default, but for those of the attention
+    assert sorted(adapted_layers(made)) == ["first.base_layer", "second.base_layer"]
+
+
 def test_layers_that_cannot_have_adapters_are_named(folders: dict[str, Path]) -> None:
     chosen = models.pretrained_settings(f"hf:{folders['vit']}", {"learn": "lora", "adapted": ["attention"]})
     assert chosen is not None
     vit = trunk(folders["vit"])
     with pytest.raises(
-        InputError, match=r"lora is for linear layers, .* and it names encoder\.layers\.0\.attention \("
+        InputError, match=r"encoder\.layers\.0\.attention \(ViTAttention\) cannot have an adapter: lora is for"
     ):
         models.prepare(vit, chosen)

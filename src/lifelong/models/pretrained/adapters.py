@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,8 +30,7 @@ def add_adapters(module: nn.Module, chosen: Pretrained) -> None:
     Raises:
         InputError: no layer has such a name, or one of them cannot have an adapter.
     """
-    linear = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
-    targets = linear if chosen.adapted is None else list(chosen.adapted)
+    targets = _linear(module) if chosen.adapted is None else list(chosen.adapted)
     names = [name for name, _ in module.named_modules() if name]
     for target in targets:
         if not any(f".{name}".endswith(f".{target}") for name in names):
@@ -40,26 +40,46 @@ def add_adapters(module: nn.Module, chosen: Pretrained) -> None:
         raise InputError(
             f"model.learn {chosen.learn} adapts linear layers, and the network has none: name layers with model.adapted"
         )
+    _check_adapted(module, targets, chosen.learn)
     peft = library("peft", "'lifelong[hf]'")
     if chosen.learn == "ia3":
         config = peft.IA3Config(target_modules=targets, feedforward_modules=[])
     else:
         dora = chosen.learn == "dora"
         config = peft.LoraConfig(r=chosen.rank, lora_alpha=chosen.alpha, target_modules=targets, use_dora=dora)
-    adapted = {
-        name: layer
-        for name, layer in module.named_modules()
-        if any(f".{name}".endswith(f".{target}") for target in targets)
-    }
-    exact = (nn.Linear, nn.Conv2d)
-    odd = [f"{name} ({type(layer).__name__})" for name, layer in adapted.items() if not isinstance(layer, exact)]
-    if odd and chosen.learn != "lora":
-        raise InputError(f"model.adapted: {chosen.learn} is for linear layers and Conv2d, and it names {odd[0]}")
     try:
         peft.inject_adapter_in_model(config, module, adapter_name=_NAME)
     except ValueError as error:
-        told = f"lora is for linear layers, convolutions and embeddings, and it names {', '.join(odd[:4])}"
-        raise InputError(f"model.adapted: {told}") from error
+        raise InputError(f"model.adapted {', '.join(targets[:4])}: {str(error).splitlines()[0]}") from error
+
+
+def _linear(module: nn.Module) -> list[str]:
+    """Return the linear layers that run themselves: attention of PyTorch's own reads the weights of its."""
+    read = [f"{name}." for name, each in module.named_modules() if isinstance(each, nn.MultiheadAttention)]
+    linear = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
+    return [name for name in linear if not name.startswith(tuple(read))]
+
+
+def _check_adapted(module: nn.Module, targets: Sequence[str], learn: str) -> None:
+    """Raise `InputError` for a layer that an adapter of the kind `learn` cannot change, or would change otherwise."""
+    exact, able = (nn.Linear, nn.Conv2d), set(_linear(module))
+    met: dict[int, str] = {}
+    for name, layer in module.named_modules():
+        if not any(f".{name}".endswith(f".{target}") for target in targets):
+            continue
+        told = f"model.adapted: {name} ({type(layer).__name__})"
+        if not hasattr(layer, "weight") or (learn != "lora" and not isinstance(layer, exact)):
+            kinds = "linear layers and Conv2d" if learn != "lora" else "linear layers, convolutions and embeddings"
+            raise InputError(f"{told} cannot have an adapter: {learn} is for {kinds}")
+        if isinstance(layer, nn.Linear) and name not in able:
+            raise InputError(f"{told} is run by nn.MultiheadAttention, which would pass its adapter by")
+        if learn != "ia3" and getattr(layer, "groups", 1) > 1:
+            raise InputError(f"{told} is a grouped convolution, whose change {learn} cannot tell: take ia3")
+        if learn == "dora" and not bool(_norms(layer.weight).all()):
+            raise InputError(f"{told} has an output with no weight but 0, which has no direction for dora: take lora")
+        other = met.setdefault(id(layer.weight), name)
+        if other != name:
+            raise InputError(f"{told} shares its weight with {other}, and each would change it: name one of them")
 
 
 def adapted_layers(module: nn.Module) -> dict[str, nn.Module]:
