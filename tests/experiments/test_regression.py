@@ -225,11 +225,15 @@ def rows(folder: Path, **columns: Any) -> str:
         ({"y": [2.0, 2.0, 2.0, 2.0]}, "y:number", "all training targets are 2, so there is nothing to predict"),
         ({"y": [0.5, 1.0, 2.0, 3.0]}, "y", "say target = y:number to predict them as numbers"),
         ({"y": [0.5, 1.0, 2.0, 3.0]}, "z:number", "has no column 'z'"),
+        ({"y": pandas.to_datetime([1, 2, 3, 4])}, "y:number", "holds dates or times: write them as numbers"),
+        ({"y": pandas.to_timedelta([1, 2, 3, 4])}, "y:number", "holds dates or times: write them as numbers"),
     ],
 )
 def test_wrong_numbers_in_tables(tmp_path: Path, columns: dict[str, Any], target: str, says: str) -> None:
+    path = tmp_path / "rows.parquet"  # which keeps the kinds of columns
+    pandas.DataFrame({"a": [1.0, 2.0, 3.0, 4.0], **columns}).to_parquet(path)
     with pytest.raises(InputError) as error:
-        load(rows(tmp_path, **columns), target=target)
+        load(str(path), target=target)
     assert says in str(error.value)
 
 
@@ -305,6 +309,23 @@ def test_numbers_far_from_zero_keep_their_differences() -> None:
     data = from_tensors((torch.randn(2, 3), huge), (torch.randn(2, 3), huge), numbers=True)
     with pytest.raises(InputError, match="too large to be predicted"):
         streams.domains([data])
+
+
+def test_a_target_of_the_tests_that_is_out_of_all_proportion() -> None:
+    near, far = torch.arange(4, dtype=torch.float64), torch.tensor([1.0, 1e39], dtype=torch.float64)
+    data = from_tensors((torch.randn(4, 3), near), (torch.randn(2, 3), far), numbers=True)
+    with pytest.raises(InputError, match=r"has the target 1e\+39, too far from its mean 1\.5"):
+        streams.domains([data])
+    with pytest.raises(InputError, match="must be real"):
+        from_tensors((torch.randn(4, 3), near + 1j), (torch.randn(2, 3), far), numbers=True)
+
+
+def test_a_column_of_seconds_is_no_column_of_dates(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    seconds = [1.6e9, 1.6e9 + 1, 1.6e9 + 2, 1.6e9 + 3]
+    pandas.DataFrame({"a": [1.0, 2.0, 3.0, 4.0], "timestamp": seconds}).to_json(path, orient="records", lines=True)
+    data = load(str(path), target="timestamp:number")
+    assert sorted(torch.cat([data.train.targets, data.test.targets]).tolist()) == seconds
 
 
 def test_one_name_for_the_number() -> None:

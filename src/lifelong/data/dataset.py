@@ -68,8 +68,8 @@ def from_tensors(
     """Return the data set of tensors that are at hand.
 
     Args:
-        train: `(inputs, targets)`: `[samples, ...]` uint8 (0..255), floating point or int64; `[samples]` integers.
-            Arrays of numpy will do.
+        train: `(inputs, targets)`: `[samples, ...]` uint8 (0..255), floating point or int64; `[samples]` integers, or
+            with `numbers` real ones of any kind. Arrays of numpy will do.
         test: the same for test samples.
         name: what tables call it.
         classes: names of the labels; by default the numbers up to the greatest training target.
@@ -175,6 +175,8 @@ def _checked(name: str, part: str, inputs: Tensor, targets: Tensor, numbers: boo
             f"{name}: {part} targets are {targets.dtype}, and class labels must be integers from 0 "
             "(numbers = True, if they are numbers to predict)"
         )
+    if numbers and targets.is_complex():
+        raise InputError(f"{name}: {part} targets are {targets.dtype}, and numbers to predict must be real")
     if numbers and not bool(torch.isfinite(targets).all()):
         raise InputError(f"{name}: {int((~torch.isfinite(targets)).sum())} of the {part} targets are no finite numbers")
     if inputs.is_floating_point() and not bool(torch.isfinite(inputs).all()):

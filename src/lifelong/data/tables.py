@@ -110,8 +110,10 @@ def read_table(path: Path) -> Any:
     try:
         if kind == ".csv":
             table = pandas.read_csv(path)
-        else:
-            table = pandas.read_parquet(path) if kind == ".parquet" else pandas.read_json(path, lines=True)
+        elif kind == ".parquet":
+            table = pandas.read_parquet(path)
+        else:  # with types as they are written: columns called `date` or `timestamp` would become dates
+            table = pandas.read_json(path, lines=True, dtype=False)
     except (ValueError, OSError) as error:
         raise InputError(f"table {path} cannot be read: {str(error).splitlines()[0]}") from error
     if table.empty:
@@ -199,9 +201,12 @@ def _labels(path: Path, table: Any, column: str, classes: tuple[str, ...] | None
 
 
 def _numbers(path: Path, table: Any, column: str) -> Tensor:
-    """Return the numbers to predict, float64; whole numbers, fractions, decimals and digits will do."""
+    """Return the numbers to predict, float64; whole numbers, fractions, decimals, digits, true and false will do."""
     import pandas
 
+    kinds = pandas.api.types
+    if kinds.is_datetime64_any_dtype(table[column]) or kinds.is_timedelta64_dtype(table[column]):
+        raise InputError(f"table {path}: target {column!r} holds dates or times: write them as numbers of your unit")
     found = pandas.to_numeric(table[column], errors="coerce")
     if bool((found.isna() & table[column].notna()).any()):
         _refuse_stray_words(path, table, column)

@@ -39,7 +39,10 @@ def distilled(
     numbers: bool = False,
     apart: Collection[int] = (),
 ) -> Params:
-    """Return `merged` after some steps of `r KL(expert || merge) + (1 - r) mean_k KL(before || merge)`, r = 1/t.
+    """Return `merged` after some steps of `r KL(expert || merge) + (1 - r) mean_k KL(before || merge)`.
+
+    r is 1 over the number of tasks that are merged, k goes over the outputs of the earlier ones. Where these are
+    shared, `merged` as it is given stands for `before`.
 
     Of a number that is predicted the KL is that of Gaussians of deviation 1, `1/2 (f_teacher - f)^2`.
 

@@ -287,7 +287,8 @@ class Merging(Method):
         name, known = self._in_pool(learner, task)
         pool.check_base(name, base)
         there = pool.members.get(name)
-        if there is not None and there.task != known:
+        older = {each: value for each, value in known.items() if each != "inputs"}  # which versions before left out
+        if there is not None and there.task not in (known, older):
             raise InputError(f"the pool {folder} has {name!r} of another run: give each run a pool of its own")
 
     def _in_pool(self, learner: Learner, task: Task) -> tuple[str, dict[str, Any]]:

@@ -51,7 +51,9 @@ class ModelSoup(Merging):
             return {name: each.to(self.base[name]) for name, each in merged.items()}
 
         best = greedy_soup(len(experts), lambda rule: few.mean_accuracy(learner, soup(rule), self.memory, like))
-        self.ingredients = [index for index, weight in enumerate(best.each("weight", len(experts))) if weight]
+        tasks = [index for index in range(task.index + 1) if str(index) not in self.apart.weights]
+        weights = best.each("weight", len(experts))
+        self.ingredients = [index for index, weight in zip(tasks, weights, strict=True) if weight]
         return soup(best)
 
     def measures(self) -> dict[str, Any]:

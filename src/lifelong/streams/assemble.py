@@ -86,7 +86,7 @@ def assemble(name: str, data: str, scenario: Scenario, parts: Sequence[Part], cu
             scale = _scale(part, cuts[0].targets)
         own = scale if part.numbers else None
         train, validation, test = (
-            Split(inputs, _numbered(targets, offset, own, some_numbers), part.arrange, mean, std)
+            Split(inputs, _numbered(part, targets, offset, own, some_numbers), part.arrange, mean, std)
             for inputs, targets in cuts
         )
         classes = tuple(range(offset, offset + len(part.classes)))
@@ -94,10 +94,16 @@ def assemble(name: str, data: str, scenario: Scenario, parts: Sequence[Part], cu
     return Stream(name, data, scenario, tuple(tasks), tuple(names))
 
 
-def _numbered(targets: Tensor, offset: int, scale: tuple[float, float] | None, some_numbers: bool) -> Tensor:
-    """Return local `targets` as the stream has them."""
+def _numbered(
+    part: Part, targets: Tensor, offset: int, scale: tuple[float, float] | None, some_numbers: bool
+) -> Tensor:
+    """Return local `targets` of `part` as the stream has them."""
     if scale is not None:
-        return ((targets - scale[0]) / scale[1]).float()
+        scaled = ((targets - scale[0]) / scale[1]).float()
+        if not bool(scaled.isfinite().all()):
+            odd = float(targets[~scaled.isfinite()][0])
+            raise InputError(f"task {part.name!r} has the target {odd:g}, too far from its mean {scale[0]:g}")
+        return scaled
     return (targets + offset).float() if some_numbers else targets + offset
 
 
@@ -105,7 +111,7 @@ def _scale(part: Part, targets: Tensor) -> tuple[float, float]:
     """Return mean and deviation of the numbers that the task learns to predict."""
     deviation, mean = (float(each) for each in torch.std_mean(targets, correction=0))
     if deviation == 0:
-        raise InputError(f"task {part.name!r} has {len(targets)} training targets that are all {mean:g}")
+        raise InputError(f"task {part.name!r} has {len(targets)} training targets that do not differ from {mean:g}")
     if not math.isfinite(deviation):
         raise InputError(f"task {part.name!r} has targets that are too large to be predicted")
     return mean, deviation
