@@ -14,8 +14,7 @@ from lifelong.errors import InputError
 from lifelong.experiments import build
 from lifelong.experiments.recipe import recipe
 from lifelong.merging.pool import Pool
-from lifelong.methods import MagMax
-from lifelong.methods.merging import seen
+from lifelong.methods.merging import mean_direction, seen
 from lifelong.streams import Task
 
 
@@ -44,11 +43,7 @@ def prototype(pool: Pool, settings: Mapping[str, Any]) -> Tensor:
                 f"the pool is of another network: its base has {name} of shape {list(each.shape)}, and model "
                 f"{made.model} {there}"
             )
-    asked = MagMax()
-    asked.base = base
-    buffers = dict(learner.model.named_buffers())
-    asked.base_buffers = tree.snapshot({name: base.get(name, each) for name, each in buffers.items()})
-    return asked.prototype(learner, task)
+    return mean_direction(learner, base, task)
 
 
 def _as_seen(task: Task, pool: Pool) -> Task:

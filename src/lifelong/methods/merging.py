@@ -232,12 +232,7 @@ class Merging(Method):
 
     def prototype(self, learner: Learner, task: Task) -> Tensor:
         """Return the mean direction `[width]` of the base's features of the training samples of `task`."""
-        with torch.no_grad(), evaluating(learner.model):
-            found = [
-                F.normalize(self._base_features(learner, inputs), dim=1)
-                for inputs, _ in samples.of_task(learner, task, None)
-            ]
-        return torch.cat(found).mean(0)
+        return mean_direction(learner, {**self.base, **self.base_buffers}, task)
 
     def _base_features(self, learner: Learner, inputs: Tensor) -> Tensor:
         return features(learner, {**self.base, **self.base_buffers}, inputs).float()
@@ -287,8 +282,7 @@ class Merging(Method):
         name, known = self._in_pool(learner, task)
         pool.check_base(name, base)
         there = pool.members.get(name)
-        older = {each: value for each, value in known.items() if each != "inputs"}  # which versions before left out
-        if there is not None and there.task not in (known, older):
+        if there is not None and there.task != known:
             raise InputError(f"the pool {folder} has {name!r} of another run: give each run a pool of its own")
 
     def _in_pool(self, learner: Learner, task: Task) -> tuple[str, dict[str, Any]]:
@@ -350,6 +344,15 @@ def features(learner: Learner, weights: Params, inputs: Tensor) -> Tensor:
     """Return the features `[batch, width]` that the trunk gives with `weights`; others are as they are."""
     found: Tensor = functional_call(learner.model.trunk, tree.under("trunk.", weights), (inputs,))
     return found
+
+
+@torch.no_grad()
+def mean_direction(learner: Learner, weights: Params, task: Task) -> Tensor:
+    """Return the mean direction `[width]` of the features, with `weights`, of the training samples of `task`."""
+    with evaluating(learner.model):
+        batches = samples.of_task(learner, task, None)
+        found = [F.normalize(features(learner, weights, inputs).float(), dim=1) for inputs, _ in batches]
+    return torch.cat(found).mean(0)
 
 
 @torch.no_grad()
