@@ -56,12 +56,14 @@ def test_one_class_is_no_number() -> None:
 def test_scores_of_numbers_are_r2_and_of_labels_the_share_that_is_right() -> None:
     torch.manual_seed(0)
     targets, outputs = torch.randn(50) * 3 + 1, torch.randn(50, 1)
-    wrong = losses.errors(outputs[:20], targets[:20]) + losses.errors(outputs[20:], targets[20:])
-    assert losses.score(float(wrong), targets, True) == pytest.approx(r2_score(targets, outputs[:, 0]), rel=1e-6)
+    found = losses.score([(outputs[:20], targets[:20]), (outputs[20:], targets[20:])])
+    assert found == pytest.approx(r2_score(targets, outputs[:, 0]), rel=1e-6)
     labels, logits = torch.tensor([0, 1, 2, 1]), torch.eye(3)[[0, 1, 1, 1]]
-    assert losses.score(float(losses.errors(logits, labels)), labels, False) == 0.75
+    assert losses.score([(logits[:3], labels[:3]), (logits[3:], labels[3:])]) == 0.75
+    assert losses.score([(logits, labels.float())]) == 0.75
+    assert losses.score([(logits[:, :0], labels)]) == 0
 
 
 def test_the_score_of_numbers_that_do_not_differ() -> None:
-    assert losses.score(0.0, torch.ones(3), True) == 1
-    assert losses.score(0.1, torch.ones(3), True) == 0
+    assert losses.score([(torch.ones(3, 1), torch.ones(3))]) == 1
+    assert losses.score([(torch.zeros(3, 1), torch.ones(3))]) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -46,24 +47,28 @@ def are_numbers(outputs: Tensor, targets: Tensor) -> bool:
     return targets.is_floating_point() and outputs.shape[1] == 1
 
 
-def errors(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the wrong answers of one task, 0-d: their number, or the sum of squared errors of predicted numbers."""
-    if are_numbers(outputs, targets):
-        return F.mse_loss(outputs[:, 0].float(), targets, reduction="sum")
-    return (outputs.argmax(1) != targets).sum()
-
-
-def score(errors: float, targets: Tensor, numbers: bool) -> float:
-    """Return the share of right answers, 0 to 1, or for numbers `R^2 = 1 - sum (y - f)^2 / sum (y - mean y)^2`.
+def score(batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Return the share of right answers, 0 to 1, or for a number `R^2 = 1 - sum (y - f)^2 / sum (y - mean y)^2`.
 
     R^2 is at most 1, 0 for who answers with the mean, and below that for who does worse.
 
     Args:
-        errors: of all samples, as `errors` gives them.
-        targets: `[samples]`, theirs.
-        numbers: whether they are numbers.
+        batches: `(outputs, targets)` of all its samples, `[batch, outputs]` and `[batch]`; at least one.
     """
+    wrong: list[Tensor] = []
+    wanted: list[Tensor] = []
+    numbers = False
+    for outputs, targets in batches:
+        if outputs.shape[1] == 0:  # no class has been learned yet, so none can be answered
+            return 0.0
+        numbers = are_numbers(outputs, targets)
+        if numbers:
+            wrong.append(F.mse_loss(outputs[:, 0].float(), targets, reduction="sum"))
+        else:
+            wrong.append((outputs.argmax(1) != targets).sum())
+        wanted.append(targets)
+    missed, count = sum(map(float, wrong)), sum(map(len, wanted))
     if not numbers:
-        return (len(targets) - int(errors)) / len(targets)
-    spread = float(targets.cpu().double().var(correction=0)) * len(targets)
-    return 1 - errors / spread if spread else float(errors == 0)
+        return (count - int(missed)) / count
+    spread = float(torch.cat(wanted).cpu().double().var(correction=0)) * count
+    return 1 - missed / spread if spread else float(missed == 0)

@@ -42,10 +42,7 @@ def mean_accuracy(learner: Learner, weights: Params, memory: Buffer, like: Split
     reached = 0.0
     with evaluating(learner.model), learner.precision():
         for task, split in of_each_task(memory, like):
-            wrong, numbers = [], False
-            for inputs, targets in split.batches(min(samples.BATCH, learner.largest_batch)):
-                outputs = answer(learner, weights, inputs, task)
-                wrong.append(losses.errors(outputs, targets))
-                numbers = losses.are_numbers(outputs, targets)
-            reached += losses.score(sum(map(float, wrong)), split.targets, numbers) * len(split)
+            batches = split.batches(min(samples.BATCH, learner.largest_batch))
+            answers = ((answer(learner, weights, inputs, task), targets) for inputs, targets in batches)
+            reached += losses.score(answers) * len(split)
     return reached / len(memory)

@@ -34,19 +34,19 @@ def score(learner: Learner, method: Method, task: Task, split: Split, among: Seq
         split: `ready` or not; at least one sample.
         among: the classes that may be answered; all that are known by default.
     """
-    ready, wrong, numbers = split.ready(learner.device), [], False
     with evaluating(learner.model), torch.inference_mode(), learner.precision():
-        for inputs, targets in ready.batches(BATCH):
-            logits = _answer(learner, method, inputs, task.index)
-            if logits.shape[1] == 0:  # no class has been learned yet, so none can be answered
-                return 0.0
-            if among is not None:
-                others = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
-                others[list(among)] = False
-                logits = logits.masked_fill(others, -torch.inf)
-            wrong.append(losses.errors(logits, targets))
-            numbers = losses.are_numbers(logits, targets)
-    return losses.score(sum(map(float, wrong)), ready.targets, numbers)
+        pairs = split.ready(learner.device).batches(BATCH)
+        answers = ((_answer(learner, method, inputs, task.index), targets) for inputs, targets in pairs)
+        return losses.score((_only(logits, among), targets) for logits, targets in answers)
+
+
+def _only(logits: Tensor, among: Sequence[int] | None) -> Tensor:
+    """Return `logits` `[batch, classes]` with -inf for all but `among`."""
+    if among is None or logits.shape[1] == 0:
+        return logits
+    others = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
+    others[list(among)] = False
+    return logits.masked_fill(others, -torch.inf)
 
 
 def needs_task_id(learner: Learner, method: Method, tasks: tuple[Task, ...], samples: int = 256) -> bool:
