@@ -93,7 +93,7 @@ def test_pictures_in_folders_have_no_target(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
         Image.new("L", (4, 4)).save(tmp_path / name / "one.png")
-    with pytest.raises(InputError, match=r"target = 'price' means nothing .* labelled by their folders"):
+    with pytest.raises(InputError, match=r"target = 'price:number' means nothing .* labelled by their folders"):
         load(str(tmp_path), target="price:number")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lifelong.data import cache as disk
 from lifelong.data import folders, hub, tables
-from lifelong.data.dataset import NUMBER, Dataset, Samples, from_tensors, only_classes
+from lifelong.data.dataset import Dataset, Samples, from_tensors, only_classes
 from lifelong.data.digits import digits
 from lifelong.data.text import Reading, Tokenizer
 from lifelong.errors import InputError, closest
@@ -60,13 +60,12 @@ def load(
                 raise InputError(f"{name} = {value!r} means nothing for the built-in digits: leave it out")
         return disk.cached(_key(f"digits scikit-learn {version('scikit-learn')}"), digits)
     how = f" target={target} image_size={image_size}"
-    path, number = Path(data), target is not None and target.endswith(NUMBER)
-    target = None if target is None else target.removesuffix(NUMBER)
+    path = Path(data)
     found = tables.files(path)
     if found is not None and not (path.is_dir() and hub.is_layout(path)):
         if image_size is not None:
             raise InputError(f"image_size = {image_size} means nothing for {path}: a table holds no pictures")
-        return _table(path, found, target, number, text, tokenizer)
+        return _table(path, found, target, text, tokenizer)
     if not path.exists():
         local = hub.local_copy(data)
         if local is None and "/" not in data and data not in NAMES:
@@ -76,14 +75,14 @@ def load(
         if local is None:
             asked = None if text is None else _reading(data, text, tokenizer)
             key = _key(f"hub {data}{how}{_told(asked)}")
-            return disk.cached(key, lambda: hub.read_hub(data, target, number, image_size, asked))
+            return disk.cached(key, lambda: hub.read_hub(data, target, image_size, asked))
         path = local
     name = data if not Path(data).exists() else path.name
     if hub.is_layout(path):
         column = hub.text_column(path, name, target, text)
         reading = None if column is None else _reading(name, column, tokenizer)
         key = _key(f"folder {name} {hub.digest(path)}{how}{_told(reading)}")
-        return disk.cached(key, lambda: hub.read_folder(path, name, target, number, image_size, reading))
+        return disk.cached(key, lambda: hub.read_folder(path, name, target, image_size, reading))
     if folders.is_folder_of_classes(path):
         if target is not None:
             raise InputError(f"target = {target!r} means nothing for {path}: pictures are labelled by their folders")
@@ -98,16 +97,15 @@ def _table(
     path: Path,
     found: tuple[Path, Path | None],
     target: str | None,
-    number: bool,
     text: str | None,
     tokenizer: Callable[[], Tokenizer] | None,
 ) -> Dataset:
     column = None if tokenizer is None and text is None else tables.text_column(found[0], target, text)
     if column is None:
-        return tables.read(found, path.stem, target, number)
+        return tables.read(found, path.stem, target)
     reading = _reading(str(path), column, tokenizer)
-    key = _key(f"table {path.stem} {tables.digest(found)} target={target}{NUMBER if number else ''}{_told(reading)}")
-    return disk.cached(key, lambda: tables.read_text(found, path.stem, target, number, reading))
+    key = _key(f"table {path.stem} {tables.digest(found)} target={target}{_told(reading)}")
+    return disk.cached(key, lambda: tables.read_text(found, path.stem, target, reading))
 
 
 def _reading(where: str, column: str, tokenizer: Callable[[], Tokenizer] | None) -> Reading:

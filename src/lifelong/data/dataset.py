@@ -134,6 +134,29 @@ def need_classes(dataset: Dataset, what: str) -> None:
         )
 
 
+def column_of(target: str | None) -> tuple[str | None, bool]:
+    """Return the name of the column that `target` means, None for the usual one, and whether it is a number."""
+    number = target is not None and target.endswith(NUMBER)
+    return (target.removesuffix(NUMBER) if target is not None else None), number
+
+
+def numbers_in(values: Iterable[object], column: str, where: str) -> Tensor:
+    """Return the numbers to predict, float64; whole numbers, fractions, decimals, digits, true and false will do.
+
+    Raises:
+        InputError: text, dates or times; `where` names the table.
+    """
+    import pandas
+
+    cells, kinds = pandas.Series(values), pandas.api.types
+    if kinds.is_datetime64_any_dtype(cells) or kinds.is_timedelta64_dtype(cells):
+        raise InputError(f"{where}: target {column!r} holds dates or times: write them as numbers of your unit")
+    found = pandas.to_numeric(cells, errors="coerce")
+    if bool((found.isna() & cells.notna()).any()):
+        raise InputError(f"{where}: target {column!r} is said to be a number, and it holds text")
+    return torch.from_numpy(np.array(found, dtype=np.float64))
+
+
 def refuse_fractions(values: Iterable[object], column: str, where: str) -> None:
     """Raise `InputError` for a fraction among the `values` of the label `column`: they are no labels."""
     for each in values:

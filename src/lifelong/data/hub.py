@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lifelong.data.dataset import Dataset, Samples, divided, from_tensors, refuse_fractions
+from lifelong.data.dataset import Dataset, Samples, column_of, divided, from_tensors, numbers_in, refuse_fractions
 from lifelong.data.images import decode
 from lifelong.data.text import Reading
 from lifelong.data.text import text_column as choose_text_column
@@ -72,17 +72,12 @@ def text_column(path: Path, name: str, target: str | None, wanted: str | None) -
         return None
     kinds = (pyarrow.types.is_string, pyarrow.types.is_large_string)
     texts = [field.name for field in schema if any(kind(field.type) for kind in kinds)]
-    label = target or next((column for column in _TARGET_COLUMNS if column in schema.names), None)
+    label = column_of(target)[0] or next((column for column in _TARGET_COLUMNS if column in schema.names), None)
     return choose_text_column(schema.names, [each for each in texts if each != label], wanted, f"data {name}")
 
 
 def read_folder(
-    path: Path,
-    name: str,
-    target: str | None,
-    number: bool,
-    image_size: int | None,
-    reading: Reading | None = None,
+    path: Path, name: str, target: str | None, image_size: int | None, reading: Reading | None = None
 ) -> Dataset:
     """Return the data set in the folder `path`; arguments and errors as for `lifelong.data.load`."""
     import datasets
@@ -95,12 +90,10 @@ def read_folder(
         tables = {part: datasets.Dataset.from_parquet(each, keep_in_memory=True) for part, each in files.items()}
     except Exception as error:  # pyarrow, datasets and fsspec each have errors of their own for a damaged file
         raise InputError(f"data {path} cannot be read: {error}") from error
-    return convert(tables, name, target, number, image_size, reading)
+    return convert(tables, name, target, image_size, reading)
 
 
-def read_hub(
-    name: str, target: str | None, number: bool, image_size: int | None, reading: Reading | None = None
-) -> Dataset:
+def read_hub(name: str, target: str | None, image_size: int | None, reading: Reading | None = None) -> Dataset:
     """Return the data set `name` of the hub; arguments and errors as for `lifelong.data.load`."""
     # The hub is asked once and quickly: without a network the answer is wanted now, not after ten retries.
     os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "5")
@@ -125,7 +118,7 @@ def read_hub(
         ) from error
     finally:
         constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = offline
-    return convert(dict(found), name, target, number, image_size, reading)
+    return convert(dict(found), name, target, image_size, reading)
 
 
 def _beside(root: str | None, name: str) -> list[str]:
@@ -149,16 +142,11 @@ def _reachable(name: str) -> bool:
 
 
 def convert(
-    tables: dict[str, Any],
-    name: str,
-    target: str | None,
-    number: bool,
-    image_size: int | None,
-    reading: Reading | None = None,
+    tables: dict[str, Any], name: str, target: str | None, image_size: int | None, reading: Reading | None = None
 ) -> Dataset:
     """Return the tensors of `datasets` tables by split, of texts where `reading` says how.
 
-    Arguments as for `lifelong.data.load`; `number` says that targets are to be predicted as numbers.
+    Arguments as for `lifelong.data.load`.
 
     Raises:
         InputError: no such column, no image column, or a split that is missing.
@@ -173,7 +161,7 @@ def convert(
     columns = tables["train"].column_names
     image = None if reading is not None else _image_column(tables["train"], name)
     label = _target_column(columns, name, target)
-    classes = None if number else _classes(tables, label, name)
+    classes = None if column_of(target)[1] else _classes(tables, label, name)
 
     def inputs(part: str) -> Tensor:
         if reading is not None:
@@ -188,7 +176,7 @@ def convert(
 
     read = {part: Samples(inputs(part), targets(part)) for part in ("train", test) if part is not None}
     train, held = divided(*read["train"]) if test is None else (read["train"], read[test])
-    return from_tensors(train, held, name=name, classes=classes or [label], numbers=number)
+    return from_tensors(train, held, name=name, classes=classes or [label], numbers=classes is None)
 
 
 def _image_column(table: Any, name: str) -> str:
@@ -203,6 +191,7 @@ def _image_column(table: Any, name: str) -> str:
 
 
 def _target_column(columns: Sequence[str], name: str, target: str | None) -> str:
+    target, _ = column_of(target)
     if target is not None:
         if target not in columns:
             raise InputError(
@@ -248,10 +237,7 @@ def _labels(table: Any, label: str, classes: tuple[str, ...]) -> Tensor:
 def _numbers(table: Any, label: str, where: str) -> Tensor:
     if label not in table.column_names:
         raise InputError(f"{where}: no column {label!r}, which the training samples have")
-    try:
-        return torch.from_numpy(np.array(table[label], dtype=np.float64))
-    except (TypeError, ValueError):
-        raise InputError(f"{where}: target {label!r} is said to be a number, and holds other things") from None
+    return numbers_in(list(table[label]), label, where)
 
 
 def _texts(table: Any, reading: Reading, where: str) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lifelong.data.dataset import Dataset, Samples, divided, from_tensors, refuse_fractions
+from lifelong.data.dataset import Dataset, Samples, column_of, divided, from_tensors, numbers_in, refuse_fractions
 from lifelong.data.text import Reading
 from lifelong.data.text import text_column as choose_text_column
 from lifelong.errors import InputError, closest
@@ -40,12 +40,11 @@ def digest(found: tuple[Path, Path | None]) -> str:
     return total.hexdigest()
 
 
-def read(found: tuple[Path, Path | None], name: str, target: str | None, number: bool) -> Dataset:
+def read(found: tuple[Path, Path | None], name: str, target: str | None) -> Dataset:
     """Return the rows as float32 features and labels; distinct labels, sorted, are the classes.
 
     Args:
-        target: the label column, if it has not the usual name.
-        number: its values are numbers to predict, and no labels.
+        target: the label column, if it has not the usual name; with `:number` it holds numbers to predict.
 
     Raises:
         InputError: a file that cannot be read, a missing column, text among the features, or values that are missing.
@@ -53,7 +52,7 @@ def read(found: tuple[Path, Path | None], name: str, target: str | None, number:
     train_path, test_path = found
     table = read_table(train_path)
     column = _target(train_path, list(table.columns), target)
-    classes = _classes(train_path, table, column, number)
+    classes = _classes(train_path, table, column, column_of(target)[1])
     features = [each for each in table.columns if each != column]
     if not features:
         raise InputError(f"table {train_path} has no columns but {column!r}: there is nothing to learn from")
@@ -80,9 +79,7 @@ def text_column(path: Path, target: str | None, wanted: str | None) -> str | Non
     return choose_text_column(columns, texts, wanted, f"table {path}")
 
 
-def read_text(
-    found: tuple[Path, Path | None], name: str, target: str | None, number: bool, reading: Reading
-) -> Dataset:
+def read_text(found: tuple[Path, Path | None], name: str, target: str | None, reading: Reading) -> Dataset:
     """Return the texts of one column as tokens, and labels; other columns are left out. Arguments as for `read`.
 
     Raises:
@@ -91,7 +88,7 @@ def read_text(
     train_path, test_path = found
     table = read_table(train_path)
     column = _target(train_path, list(table.columns), target)
-    classes = _classes(train_path, table, column, number)
+    classes = _classes(train_path, table, column, column_of(target)[1])
     train = _texts(train_path, table, reading, column, classes)
     if test_path is None:
         return _dataset(name, column, classes, *divided(*train))
@@ -122,6 +119,7 @@ def read_table(path: Path) -> Any:
 
 
 def _target(path: Path, columns: list[str], target: str | None) -> str:
+    target, _ = column_of(target)
     if target is not None:
         if target not in columns:
             raise InputError(
@@ -201,14 +199,8 @@ def _labels(path: Path, table: Any, column: str, classes: tuple[str, ...] | None
 
 
 def _numbers(path: Path, table: Any, column: str) -> Tensor:
-    """Return the numbers to predict, float64; whole numbers, fractions, decimals, digits, true and false will do."""
     import pandas
 
-    kinds = pandas.api.types
-    if kinds.is_datetime64_any_dtype(table[column]) or kinds.is_timedelta64_dtype(table[column]):
-        raise InputError(f"table {path}: target {column!r} holds dates or times: write them as numbers of your unit")
-    found = pandas.to_numeric(table[column], errors="coerce")
-    if bool((found.isna() & table[column].notna()).any()):
+    if pandas.api.types.is_string_dtype(table[column].dropna()):
         _refuse_stray_words(path, table, column)
-        raise InputError(f"table {path}: target {column!r} is said to be a number, and it holds text")
-    return torch.from_numpy(np.array(found, dtype=np.float64))
+    return numbers_in(table[column], column, f"table {path}")
