@@ -16,6 +16,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from lifelong import randomness, tree
+from lifelong.allocator import keep_freed_memory
 from lifelong.errors import DivergedError, InputError, StateError
 from lifelong.experiments import memory, meta_build, meta_tasks
 from lifelong.experiments import result as results
@@ -84,6 +85,7 @@ def meta_events(
     made = meta_build.algorithm(recipe)  # first: a wrong setting should be known before any data is read
     with denormals_as_zero(), claimed(out, meta_record(recipe), meta_differences, resume):
         set_deterministic(device(recipe.device))
+        keep_freed_memory()
         if (out / "result.json").is_file():
             yield Finished(read_meta(out / "result.json"))
             return

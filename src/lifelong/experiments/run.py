@@ -17,6 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from lifelong import files, tree
+from lifelong.allocator import keep_freed_memory
 from lifelong.errors import InputError
 from lifelong.experiments import build, memory
 from lifelong.experiments import result as results
@@ -220,6 +221,7 @@ def _in_folder(
 def _prepare(recipe: Recipe, out: Path | None, stream: Stream | None, model: nn.Module | None) -> Run:
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
+    keep_freed_memory()
     method = build.method(recipe, stream)  # first: a wrong setting should be known before any data is read
     torch.manual_seed(recipe.seed)
     build.set_deterministic(build.device(recipe.device))

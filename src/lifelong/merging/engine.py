@@ -6,12 +6,10 @@ with a digest of their bytes, so that a merge that was killed goes on to the sam
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import json
 import math
 import os
-import platform
 import shutil
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +23,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from xxhash import xxh3_128_hexdigest
 
+from lifelong.allocator import keep_freed_memory
 from lifelong.errors import InputError, StateError
 from lifelong.merging.checkpoint import Mapped
 from lifelong.merging.formats import nonfinite
@@ -38,8 +37,8 @@ from lifelong.merging.workers import can_fork, processors, spread, workers
 _AHEAD = 3
 # Numbers read below which processes, some ten milliseconds, cost more than they save.
 _WORTH_FORKS = 1 << 23
-# Numbers of glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+# Bytes of the largest block whose memory is kept; a merge must not hold more than its bound.
+_KEPT = 1 << 26
 JOURNAL = "journal.jsonl"
 MANIFEST = "lifelong_merge.json"
 
@@ -84,7 +83,7 @@ def merge(
     """
     if out.exists() and not replace:
         raise InputError(f"{out} exists: choose another folder")
-    _keep_freed_memory()
+    keep_freed_memory(_KEPT)
     partial = out.with_name(f"{out.name}.partial")
     if partial.exists() and not resume:
         raise InputError(f"{partial} holds an unfinished merge: go on with --resume, or remove it")
@@ -239,17 +238,6 @@ def _surveyed(jobs: Sequence[Job], mapper: Mapper[Any]) -> dict[str, Any]:
 
 def _combined(digests: dict[int, int]) -> str:
     return xxh3_128_hexdigest(np.array([digests[start] for start in sorted(digests)], np.uint64).tobytes())
-
-
-def _keep_freed_memory() -> None:
-    """Ask glibc to keep the memory of freed blocks for the next ones instead of giving it back to the system.
-
-    Without it most of the time of an element-wise merge goes to page faults: every temporary is a fresh mapping.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        library = ctypes.CDLL(None)
-        library.mallopt(_M_MMAP_THRESHOLD, 1 << 26)
-        library.mallopt(_M_TRIM_THRESHOLD, 1 << 27)
 
 
 def fingerprint(plan: Plan, shard_bytes: int, device: str | None = None) -> str:

@@ -17,6 +17,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from lifelong.allocator import keep_freed_memory
 from lifelong.errors import DivergedError
 from lifelong.meta.episodes import Episodes
 from lifelong.meta.learner import MetaLearner, Outcome, Problem, mean_of
@@ -182,6 +183,8 @@ def choose(
 
 @functools.cache
 def _pool(threads: int) -> ThreadPoolExecutor:
+    # Threads that give memory back wait for each other in the system: a fifth of the time of a batch.
+    keep_freed_memory()
     # The number of intra-op threads is each thread's own; one that starts up takes that of the process.
     return ThreadPoolExecutor(threads, "tasks", initializer=lambda: torch.set_num_threads(1))
 

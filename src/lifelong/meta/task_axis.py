@@ -1,8 +1,8 @@
 """Networks of common layers written out with a task axis: each task has weights of its own, and one pass serves all.
 
 Two ways to convolve with other weights for each task: `columns` multiplies batches of matrices of patches, `grouped`
-folds the tasks into the channels of one grouped convolution. Both are tensor programs that autograd differentiates as
-often as it is asked to, and on the CPU they take half the time of `torch.func.vmap` over a convolution.
+folds the tasks into the channels of one grouped convolution. Both are tensor programs that autograd differentiates
+twice, and on the CPU they take half the time of `torch.func.vmap` over a convolution.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lifelong.meta.columns import Window, to_columns
 from lifelong.meta.normalisation import BatchNorm, Norm, affine, is_plain, normalised
+from lifelong.meta.second_derivatives import batch_norm, convolve
 from lifelong.tree import Params
 
 # They act on each number alone, so they need not know how tasks are laid out.
@@ -76,7 +76,7 @@ class Columns:
         if first is None:
             # A call a task: the fused kernel takes half the time of the same written out over all tasks.
             each = zip(inputs.flatten(1, 3), *_each_task(len(inputs), weight, bias), strict=True)
-            made = [F.batch_norm(task, None, None, w, b, training=True, eps=eps) for task, w, b in each]
+            made = [batch_norm(task, w, b, eps) for task, w, b in each]
             return torch.stack(made).view_as(inputs)
         shape = (len(inputs), 1, 1, 1, -1)
         return normalised(inputs, inputs[:, :first], [1, 2, 3], _shaped(weight, shape), _shaped(bias, shape), eps)
@@ -103,14 +103,14 @@ class Grouped:
 
     def convolve(self, inputs: Tensor, weight: Tensor, bias: Tensor | None, layer: nn.Conv2d) -> Tensor:
         flat = None if bias is None else bias.flatten()
-        return F.conv2d(inputs, weight.flatten(0, 1), flat, layer.stride, layer.padding, groups=len(weight))
+        sizes = (_sides(layer.stride), _sides(layer.padding))
+        return convolve(inputs, weight.flatten(0, 1), flat, *sizes, groups=len(weight))
 
     def normalise(
         self, inputs: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, first: int | None
     ) -> Tensor:
         if first is None:
-            flat = (_shaped(weight, (-1,)), _shaped(bias, (-1,)))
-            return F.batch_norm(inputs, None, None, flat[0], flat[1], training=True, eps=eps)
+            return batch_norm(inputs, _shaped(weight, (-1,)), _shaped(bias, (-1,)), eps)
         shape = (1, -1, 1, 1)
         return normalised(inputs, inputs[:first], [0, 2, 3], _shaped(weight, shape), _shaped(bias, shape), eps)
 
@@ -239,7 +239,11 @@ def _known(layer: nn.Module) -> bool:
 
 def _window(layer: nn.Conv2d, size: Sequence[int]) -> Window:
     sizes = (layer.kernel_size, layer.stride, layer.padding, size)
-    return Window(*((int(each[0]), int(each[1])) for each in sizes))
+    return Window(*(_sides(each) for each in sizes))
+
+
+def _sides(each: Sequence[int] | str) -> tuple[int, int]:
+    return int(each[0]), int(each[1])
 
 
 def _each_task(tasks: int, *trees: Tensor | None) -> list[Sequence[Tensor | None]]:
