@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from lifelong.cli import COMMANDS, main
+from lifelong.cli import COMMANDS, main, spin_briefly
 from lifelong.experiments.plan import plan
 from lifelong.training import checkpoint
 from lifelong.yaml_file import read_yaml
@@ -706,3 +707,29 @@ def test_tune_never_looks_at_test_samples(monkeypatch: pytest.MonkeyPatch, capsy
         {"lr": lr, "method.strength": strength} for lr in (1e-3, 1e-2) for strength in (1, 1e3)
     ]
     assert found["best"]["average_accuracy"] == max(trial["average_accuracy"] for trial in found["trials"])
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "10000"),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, None),
+    ],
+)
+def test_waiting_threads_spin_briefly_unless_told(
+    given: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # so that what the test sets is taken back
+        monkeypatch.delenv(name)
+    for name, each in given.items():
+        monkeypatch.setenv(name, each)
+    spin_briefly()
+    assert os.environ.get("GOMP_SPINCOUNT") == expected
+
+
+def test_the_command_line_is_there_before_pytorch() -> None:
+    """What PyTorch's threads read from the environment is set before it starts."""
+    program = "import sys, lifelong.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -103,8 +103,19 @@ def _fail(message: str) -> int:
     return 2
 
 
+def spin_briefly() -> None:
+    """Have OpenMP's threads sleep soon where they wait for each other, unless the environment says what they do.
+
+    By default they spin for milliseconds, and beside another run keep the cores from those that work: each is then ten
+    times as slow, or a hundred (`benchmarks/threads.py`). To be called before PyTorch is imported.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+
 def entry() -> None:
     """The console script; a reader that stops reading (`| head`) is no error of ours, and TERM is an interrupt."""
+    spin_briefly()
     # By default TERM ends this process alone, and the workers of a comparison go on unseen.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
