@@ -30,6 +30,7 @@ from lifelong.meta import (
     Sinusoids,
     engine,
 )
+from lifelong.meta.inner_loop import Graph, InnerLoop
 from lifelong.meta.network import FORMULATIONS, Formulation
 from lifelong.tree import Params
 
@@ -149,6 +150,19 @@ def test_vectorised_is_looped(name: str, statistics: str) -> None:
         answers = engine.answers(algorithm, problem, Engine(formulation, 2, 2), *held, episodes)
         for ours, theirs in zip(answers, looped, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name, each in ALGORITHMS.items() if issubclass(each, InnerLoop)])
+def test_training_adapts_as_tests_do(name: str) -> None:
+    algorithm, problem, episodes = small(name), pictures("grouped"), picture_tasks()
+    assert isinstance(algorithm, InnerLoop)
+    meta = leaves(algorithm.parameters(problem))
+    tested = list(algorithm.path(problem, meta, episodes, 2, "none"))
+    graphs: tuple[Graph, ...] = ("first", "second")
+    for graph in graphs:
+        for trained, expected in zip(algorithm.path(problem, meta, episodes, 2, graph), tested, strict=True):
+            for key, each in expected.items():
+                torch.testing.assert_close(trained[key], each)
 
 
 def with_one_query(episodes: Episodes) -> Episodes:

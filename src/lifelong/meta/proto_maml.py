@@ -18,8 +18,8 @@ from lifelong.tree import Params
 class ProtoMAML(InnerLoop):
     """MAML whose head starts from prototypes `p_c`: `w_c = 2 p_c`, `b_c = -||p_c||^2`, so it first answers as ProtoNet.
 
-    The gradient flows through the prototypes, in first order too. There is no head to meta-learn, and a test may have
-    other numbers of classes than training.
+    The meta-gradient flows through the prototypes, in first order too; in the inner loop the head has weights of its
+    own. There is no head to meta-learn, and a test may have other numbers of classes than training.
     """
 
     family: ClassVar[str] = "gradient"
@@ -33,9 +33,10 @@ class ProtoMAML(InnerLoop):
         return {name: each for name, each in problem.network.initial().items() if name.startswith("trunk.")}
 
     def begin(self, problem: Problem, meta: Params, episodes: Episodes) -> Params:
-        weights = shared(network_weights(meta), len(episodes))
-        found = prototypes(problem.network.features(weights, episodes.support), episodes.support_targets)
-        return weights | {"head.weight": 2 * found, "head.bias": -found.square().sum(2)}
+        trunk, tasks = network_weights(meta), len(episodes)
+        found = prototypes(problem.network.features(shared(trunk, tasks), episodes.support), episodes.support_targets)
+        # Shared anew: the inner loop's gradient by the trunk must not go through the head that was made of it.
+        return shared(trunk, tasks) | {"head.weight": 2 * found, "head.bias": -found.square().sum(2)}
 
     def order(self, iteration: int) -> Graph:
         return "first" if self.first_order else "second"
