@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from meta.problems import curves, flat, leaves, picture_tasks, pictures
+from meta.problems import WAYS, curves, flat, leaves, picture_tasks, pictures
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -29,9 +29,12 @@ from lifelong.meta import (
     Reptile,
     Sinusoids,
     engine,
+    task_network,
 )
+from lifelong.meta.episodes import accuracy, cross_entropy, squared_error
 from lifelong.meta.inner_loop import Graph, InnerLoop
 from lifelong.meta.network import FORMULATIONS, Formulation
+from lifelong.meta.reptile import mini_batches
 from lifelong.tree import Params
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-12}
@@ -288,10 +291,94 @@ def test_imaml_hypergradient_is_the_exact_inverse_on_a_quadratic() -> None:
     assert not torch.allclose(found(IMAML(solver_steps=0), problem, episodes)["head.weight"].flatten(), expected)
 
 
-def _linear(width: int) -> Problem:
-    from lifelong.meta import task_network
-    from lifelong.meta.episodes import squared_error
+def truncated(matrix: Tensor, wanted: Tensor, steps: int) -> Tensor:
+    """Conjugate gradients that end where the matrix is not positive; `wanted` itself where that is at once."""
+    solution, left, way = torch.zeros_like(wanted), wanted, wanted
+    for step in range(steps):
+        curvature = way @ matrix @ way
+        if curvature <= 0:
+            return solution if step else wanted
+        before = left @ left
+        solution = solution + before / curvature * way
+        left = left - before / curvature * (matrix @ way)
+        way = left + (left @ left) / before * way
+    return solution
 
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    ("curvature", "wanted"),
+    [
+        ([3.0, 1.0, 0.5, 0.2], [1.0, 2, 1, 1]),
+        ([3.0, 1.0, 0.5, -2.5], [1.0, 2, 1, 0.5]),
+        ([3.0, 1, 0.5, -9], [0.1, 0, 0, 4]),
+    ],
+    ids=["positive", "not positive later", "not positive at once"],
+)
+def test_imaml_stops_where_curvature_is_not_positive(curvature: list[float], wanted: list[float], steps: int) -> None:
+    """`L_S = w'Hw / 2` and a query loss whose gradient at ones is `wanted`, for one weight a sample."""
+    hessian, slope = (torch.tensor(each, dtype=torch.float64) for each in (curvature, wanted))
+    eye = torch.eye(4, dtype=torch.float64).unsqueeze(0)
+    episodes = Episodes(eye, hessian.view(1, 4, 1), eye, slope.view(1, 4, 1))
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (targets * outputs.square()).sum((1, 2)) / 2
+
+    problem = replace(_linear(4), loss=loss, score=loss)
+    nn.init.ones_(problem.network.head.weight)
+    gradient = found(IMAML(steps=1, rate=1e-13, strength=1.0, solver_steps=steps), problem, episodes)["head.weight"]
+    expected = truncated(torch.eye(4, dtype=torch.float64) + torch.diag(hessian), slope, steps)
+    torch.testing.assert_close(gradient.flatten(), expected, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize(("shots", "queries", "most"), [(1, 1, 5), (9, 1, 5), (1, 15, 3), (5, 2, 10)])
+def test_mini_batches_of_reptile_have_as_many_of_every_class(shots: int, queries: int, most: int) -> None:
+    one = picture_tasks(tasks=2, shots=shots, queries=queries)
+    turned = torch.tensor([2, 0, 1])  # a task that has its classes in another order
+    targets = torch.cat([one.support_targets, one.query_targets], 1)
+    targets = torch.stack([targets[0], turned[targets[1]]])
+    inputs = torch.arange(targets.numel()).view(targets.shape)
+    parts = mini_batches(inputs, targets, most)
+    assert len(parts) == min(most, shots + queries)
+    for samples, labels in parts:
+        assert torch.equal(targets.flatten()[samples], labels)
+        assert all(len(task.bincount(minlength=WAYS).unique()) == 1 for task in labels)
+    seen = torch.cat([samples for samples, _ in parts], 1)
+    assert torch.equal(seen.sort(1).values, inputs)
+
+
+def test_dropout_is_for_training_alone() -> None:
+    """Answers are those of the network without it, each time; training has it."""
+    torch.manual_seed(0)
+    layers = [nn.Flatten(), nn.Linear(81, 20), nn.ReLU(), nn.Dropout(0.5)]
+    trunk, head = nn.Sequential(*layers).double(), nn.Linear(20, WAYS).double()
+    sample, episodes = torch.rand(2, 1, 9, 9, dtype=torch.float64), picture_tasks()
+    algorithm = MAML(test_steps=2)
+    for formulation in ("vmap", "loop"):
+        problem, without = (
+            Problem(task_network(each, head, sample, formulation=formulation), cross_entropy, accuracy)
+            for each in (trunk, nn.Sequential(*layers[:-1]))
+        )
+        meta, how = algorithm.parameters(problem), Engine(formulation, 2)
+        expected = engine.answers(algorithm, without, how, meta, {}, episodes)
+        for _ in range(2):
+            for ours, theirs in zip(engine.answers(algorithm, problem, how, meta, {}, episodes), expected, strict=True):
+                torch.testing.assert_close(ours, theirs)
+        twice = [found(algorithm, problem, episodes)["head.weight"] for _ in range(2)]
+        assert not torch.allclose(*twice)
+
+
+def test_tests_under_other_statistics_than_were_measured_may_have_more_steps() -> None:
+    problem, episodes = pictures("grouped", statistics="per-step"), picture_tasks(tasks=2)
+    meta = MAML().parameters(problem)
+    buffers = MAML(test_steps=1).settled(problem, meta, {}, episodes)
+    transductive = pictures("grouped")
+    ours = MAML(test_steps=4).answers(transductive, meta, buffers, episodes)
+    expected = MAML(test_steps=4).answers(transductive, meta, {}, episodes)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(ours, expected, strict=True))
+
+
+def _linear(width: int) -> Problem:
     torch.manual_seed(0)
     head = nn.Linear(width, 1, bias=False).double()
     network = task_network(nn.Identity(), head, torch.zeros(2, width, dtype=torch.float64), formulation="columns")

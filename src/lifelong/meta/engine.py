@@ -84,11 +84,15 @@ def gradient(
 def answers(
     algorithm: MetaLearner, problem: Problem, engine: Engine, meta: Params, buffers: Params, episodes: Episodes
 ) -> list[Tensor]:
-    """Return the query outputs `[tasks, queries, outputs]` after 0, 1, 2, ... steps of adaptation."""
+    """Return the query outputs `[tasks, queries, outputs]` after 0, 1, 2, ... steps of adaptation.
+
+    Dropout is for training alone: neither adaptation nor answers have it here.
+    """
     held = {name: each.detach() for name, each in meta.items()}
+    asked = replace(problem, network=problem.network.answering)
 
     def work(chunk: Episodes) -> list[Tensor]:
-        return list(algorithm.answers(problem, held, buffers, chunk))
+        return list(algorithm.answers(asked, held, buffers, chunk))
 
     return [torch.cat(each) for each in zip(*over_chunks(work, episodes, engine), strict=True)]
 

@@ -27,8 +27,9 @@ class IMAML(MetaLearner):
     solved by conjugate gradients with Hessian-vector products. It is right where the inner problem is solved, so steps
     are many.
 
-    We take the proximal term into every inner step, as the paper has it; the authors' code applies it once at the end,
-    and adds 10 to the matrix that it inverts (`damping`, which is 0 here: the system is the paper's).
+    We take the proximal term into every inner step, as the paper has it; the authors' code applies it once at the end.
+    The system is the paper's; by its defaults their code solves `2 I + H / (strength + 10)`, where the second of the
+    two ones is our `damping`.
     """
 
     family: ClassVar[str] = "gradient"
@@ -91,17 +92,22 @@ class IMAML(MetaLearner):
         found, left, way = tree.zeros_like(wanted), wanted, wanted
         length = task_dot(left, left)
         tiny = torch.finfo(length.dtype).tiny
+        alive = torch.ones_like(length, dtype=torch.bool)
+        moved = ~alive
         for _ in range(self.solver_steps):
             image = product(way)
             curvature = task_dot(way, image)
             # Where the matrix is not positive along the way there is nothing to minimise: that task's solution stays.
-            step = torch.where(curvature > 0, length / curvature.clamp_min(tiny), 0.0)
+            alive = alive & (curvature > 0)
+            moved = moved | alive
+            step = torch.where(alive, length / curvature, 0.0)
             found = {name: each + along(step, each) * way[name] for name, each in found.items()}
             left = {name: each - along(step, each) * image[name] for name, each in left.items()}
             before, length = length, task_dot(left, left)
             turn = length / before.clamp_min(tiny)
             way = {name: each + along(turn, each) * way[name] for name, each in left.items()}
-        return found if self.solver_steps else wanted
+        # Where no step was taken the gradient is that at the solution, which no steps at all come to.
+        return {name: torch.where(along(moved, each), each, wanted[name]) for name, each in found.items()}
 
 
 def _support_losses(problem: Problem, weights: Params, episodes: Episodes) -> Tensor:

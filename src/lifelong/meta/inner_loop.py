@@ -127,9 +127,11 @@ class InnerLoop(MetaLearner):
         return total, outputs
 
     def answers(self, problem: Problem, meta: Params, buffers: Params, episodes: Episodes) -> Iterator[Tensor]:
+        per_step = problem.network.statistics == "per-step"
         for step, weights in enumerate(self.path(problem, meta, episodes, self.test_steps, "none")):
             with torch.no_grad():
-                outputs = answer(problem, weights, episodes, step_statistics.at(buffers, step))
+                fixed = step_statistics.at(buffers, step) if per_step else None
+                outputs = answer(problem, weights, episodes, fixed)
             yield outputs
 
     def training_answers(self, problem: Problem, meta: Params, buffers: Params, episodes: Episodes) -> Iterator[Tensor]:

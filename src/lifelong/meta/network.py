@@ -11,7 +11,7 @@ import functools
 import re
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import torch
@@ -88,6 +88,11 @@ class TaskNetwork:
     def normalises(self) -> bool:
         """Whether there is any batch norm, so that samples of a batch see each other."""
         return any(isinstance(each, BatchNorm) for each in self.trunk.modules())
+
+    @functools.cached_property
+    def answering(self) -> TaskNetwork:
+        """The same without what modules do in training alone, such as dropout; the weights are given anyway."""
+        return replace(self, trunk=copy.deepcopy(self.trunk).eval())
 
     @functools.cached_property
     def _apply(self) -> Apply:

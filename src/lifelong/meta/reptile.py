@@ -30,9 +30,9 @@ class Reptile(MetaLearner):
     an outer Adam it is another algorithm. Its inner optimiser is Adam without momentum (beta_1 = 0), whose second
     moment goes on from task to task.
 
-    Our deviations: mini-batches have the same number of samples of each class and do not repeat one before all have
-        been
-    seen; tasks of a batch begin with the same second moment, and the mean of what they leave goes on.
+    Our deviations: mini-batches have the same number of samples of each class, and so are no more than a class has
+    samples; none is repeated before all have been seen. Tasks of a batch begin with the same second moment, and the
+    mean of what they leave goes on. In tests each step takes all support samples.
     """
 
     family: ClassVar[str] = "gradient"
@@ -98,13 +98,12 @@ class Reptile(MetaLearner):
         steps: int,
         batches: int,
     ) -> Iterator[tuple[Params, Params]]:
-        batches = min(batches, inputs.shape[1])
+        parts = mini_batches(inputs, targets, batches)
         for step in range(steps):
-            # Samples of a class stand side by side, so every so many-th one takes equally of all.
-            some = slice(step % batches, None, batches)
+            some, labels = parts[step % len(parts)]
             weights = {name: each.detach().requires_grad_() for name, each in weights.items()}
-            outputs = problem.network.outputs(weights, problem.network.features(weights, inputs[:, some]))
-            losses = problem.loss(outputs, targets[:, some])
+            outputs = problem.network.outputs(weights, problem.network.features(weights, some))
+            losses = problem.loss(outputs, labels)
             found = torch.autograd.grad(losses.sum(), list(weights.values()), materialize_grads=True)
             slopes = dict(zip(weights, found, strict=True))
             with torch.no_grad():
@@ -125,3 +124,22 @@ class Reptile(MetaLearner):
     def _answer(self, problem: Problem, weights: Params, episodes: Episodes) -> Tensor:
         with torch.no_grad():
             return answer(problem, weights, episodes)
+
+
+def mini_batches(inputs: Tensor, targets: Tensor, most: int) -> list[tuple[Tensor, Tensor]]:
+    """Return the samples of each task and their targets in `most` parts, each with equally many of every class.
+
+    Args:
+        inputs: `[tasks, samples, ...]`.
+        targets: `[tasks, samples]` labels, each as often as the others; or numbers `[tasks, samples, ...]`, of which
+            every so many-th one is taken.
+        most: parts at most; there are no more than samples of a class.
+    """
+    numbers, count = targets.is_floating_point(), targets.shape[1]
+    tasks = torch.arange(len(targets), device=targets.device).unsqueeze(1)
+    place = torch.arange(count, device=targets.device)
+    order = place.expand(len(targets), -1) if numbers else targets.argsort(dim=1, stable=True)
+    of_a_class = count if numbers else count // len(targets[0].unique())
+    parts = min(most, of_a_class)
+    picked = (order[:, place % of_a_class % parts == part] for part in range(parts))
+    return [(inputs[tasks, rows], targets[tasks, rows]) for rows in picked]

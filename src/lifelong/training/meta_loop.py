@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import torch
@@ -145,7 +145,8 @@ def settled(training: MetaTraining, source: Source) -> Params:
     """Return the buffers that tests need, with what is to be measured on tasks of `source`, the same ones each time."""
     drawn = source.draw(_SETTLED, randomness.generator(training.seed, "settled"))
     held = {name: each.detach() for name, each in training.meta.items()}
-    return training.algorithm.settled(training.problem, held, training.buffers, drawn)
+    asked = replace(training.problem, network=training.problem.network.answering)
+    return training.algorithm.settled(asked, held, training.buffers, drawn)
 
 
 def _iterate(training: MetaTraining, source: Source, schedule: MetaSchedule) -> Iteration:
