@@ -13,7 +13,7 @@ import lifelong
 
 ROOT = Path(lifelong.__file__).parent
 LEVELS = [
-    {"tree", "losses", "errors", "files", "randomness", "settings", "yaml_file"},
+    {"allocator", "tree", "losses", "errors", "files", "randomness", "settings", "yaml_file"},
     {"data", "models", "curvature"},
     {"streams", "memory", "merging"},
     {"learner", "meta"},

@@ -25,3 +25,12 @@ def test_blocks_cover_every_number_once_and_write_through(piece: int, monkeypatc
 def test_what_is_under_a_prefix_loses_it_once() -> None:
     weights = {"trunk.0.bias": torch.ones(2), "trunk.trunk.bias": torch.ones(3), "head.bias": torch.ones(4)}
     assert {name: len(each) for name, each in tree.under("trunk.", weights).items()} == {"0.bias": 2, "trunk.bias": 3}
+
+
+def test_gradients_that_lie_otherwise_in_memory_reach_a_fused_optimiser_in_order() -> None:
+    weight, gradient = torch.rand(4, 3, 2, 2), torch.rand(4, 3, 2, 2)
+    for found in (gradient, gradient.to(memory_format=torch.channels_last)):
+        params = {"weight": weight.clone().requires_grad_()}
+        tree.attach(params, {"weight": found})
+        torch.optim.SGD(params.values(), 0.1, fused=True).step()
+        torch.testing.assert_close(params["weight"].detach(), weight - 0.1 * gradient)

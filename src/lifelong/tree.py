@@ -36,9 +36,10 @@ def all_gradients(params: Params) -> Params:
 
 
 def attach(params: Params, gradients: Params) -> None:
-    """Make `gradients` the `.grad` of `params`."""
+    """Make `gradients` the `.grad` of `params`, laid out in memory as these are: fused optimisers mind no strides."""
     for name, gradient in gradients.items():
-        params[name].grad = gradient
+        fits = gradient.stride() == params[name].stride()
+        params[name].grad = gradient if fits else torch.empty_like(params[name]).copy_(gradient)
 
 
 def weights(module: nn.Module) -> Params:

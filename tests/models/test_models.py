@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -186,3 +188,34 @@ def test_learning_the_width_leaves_the_trunk_as_it_was() -> None:
     with_head(trunk, "single", sample=torch.ones(2, 4), classes=(2,), outputs=2)
     assert trunk.training
     assert int(trunk[1].num_batches_tracked) == 0
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("settings", [{}, {"norm": "group"}, {"norm": "none", "halve": "stride"}])
+def test_channels_last_changes_the_layout_alone(channels: int, settings: dict[str, Any]) -> None:
+    laid = models.trunk("convnet", {"channels": (8, 16), **settings}, (channels, 12, 12), 0).double()
+    plain = copy.deepcopy(nn.Sequential(*list(laid)[1:]))
+    images = torch.rand(5, channels, 12, 12, dtype=torch.float64)
+    made, expected = laid(images), plain(images)
+    torch.testing.assert_close(made, expected)
+    for each in (made, expected):
+        each.square().sum().backward()
+    for (name, mine), theirs in zip(laid.named_parameters(), plain.parameters(), strict=True):
+        assert "layout" not in name
+        assert mine.grad is not None
+        torch.testing.assert_close(mine.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_last_leaves_weights_and_gradients_in_order(channels: int) -> None:
+    """A fused optimiser goes through them as they lie in memory, whatever their strides say."""
+    laid = models.trunk("convnet", {}, (channels, 12, 12), 0)
+    images = torch.rand(5, channels, 12, 12)
+    assert laid[:2](images).is_contiguous(memory_format=torch.channels_last)
+    assert not nn.Sequential(laid[1])(images).is_contiguous(memory_format=torch.channels_last)
+    laid(images).square().sum().backward()
+    for each in laid.parameters():
+        assert each.grad is not None
+        assert each.is_contiguous() and each.grad.is_contiguous()  # noqa: PT018
+    tasks = images.unsqueeze(0)
+    assert laid[0](tasks) is tasks

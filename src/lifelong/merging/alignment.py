@@ -137,9 +137,11 @@ def _unordered() -> tuple[type[nn.Module], ...]:
     """Return layers without weights that do to every unit what they do to the others."""
     from torch import nn
 
+    from lifelong.models.networks import ChannelsLast
+
     activations = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid, nn.Softplus)
     pools = (nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
-    return (*activations, *pools, nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
+    return (*activations, *pools, nn.Flatten, nn.Identity, ChannelsLast, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 
 
 def _uses(specification: Specification, left: Tree, right: Tree) -> dict[str, list[tuple[str, int]]]:

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from lifelong.meta.columns import Window, to_columns
 from lifelong.meta.normalisation import BatchNorm, Norm, affine, is_plain, normalised
 from lifelong.meta.second_derivatives import batch_norm, convolve
+from lifelong.models.networks import ChannelsLast
 from lifelong.tree import Params
 
 # They act on each number alone, so they need not know how tasks are laid out.
-_ELEMENTWISE = (nn.ReLU, nn.Tanh, nn.GELU, nn.ELU, nn.SiLU, nn.Sigmoid, nn.LeakyReLU, nn.Softplus, nn.Identity)
+_ACTIVATIONS = (nn.ReLU, nn.Tanh, nn.GELU, nn.ELU, nn.SiLU, nn.Sigmoid, nn.LeakyReLU, nn.Softplus)
+_ELEMENTWISE = (*_ACTIVATIONS, nn.Identity, ChannelsLast)
 _LAYERS = (nn.Conv2d, nn.Linear, BatchNorm, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, *_ELEMENTWISE)
 
 

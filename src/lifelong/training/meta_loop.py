@@ -161,8 +161,7 @@ def _iterate(training: MetaTraining, source: Source, schedule: MetaSchedule) -> 
         source.draw(schedule.tasks, drawn),
         training.iteration,
     )
-    for name, each in training.meta.items():
-        each.grad = found.gradient[name]
+    tree.attach(training.meta, found.gradient)
     if schedule.clip is not None:
         torch.nn.utils.clip_grad_norm_(training.meta.values(), schedule.clip)
     training.optimizer.step()
