@@ -75,6 +75,8 @@ def test_regression_has_errors_and_no_calibration(tmp_path: Path) -> None:
         ({"rotations": "train"}, "5-way 1-shot, 1 queries, transductive, rotated in training"),
         ({"ways": None, "shots": 3, "statistics": "support"}, "domains, 3-shot, 1 queries, support"),
         ({"data": "sinusoids", "shots": 10, "queries": 10}, "10-shot, 10 queries"),
+        ({"data": "sinusoids", "shots": 5, "train_shots": 10, "queries": 5}, "5-shot, 5 queries, trained 10-shot"),
+        ({"train_ways": 20, "train_shots": 9}, "5-way 1-shot, 1 queries, transductive, trained 20-way 9-shot"),
     ],
 )
 def test_tasks_are_described_by_what_moves_the_score(changes: dict[str, Any], said: str) -> None:

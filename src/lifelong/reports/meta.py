@@ -62,13 +62,14 @@ def write_meta_report(found: Sequence[Mapping[str, Any]], out: Path) -> Path:
 def protocol(recipe: Mapping[str, Any]) -> str:
     """Return what tasks are made of, as far as it moves the score; of training what is other there."""
     sizes = f"{recipe['shots']}-shot, {recipe['queries']} queries"
+    changed = (("train_ways", "ways", "way"), ("train_shots", "shots", "shot"))
+    others = [f"{recipe[own]}-{unit}" for own, usual, unit in changed if recipe.get(own) not in (None, recipe[usual])]
+    trained = f", trained {' '.join(others)}" if others else ""
     if recipe["data"] == _WAVES:
-        return sizes
+        return f"{sizes}{trained}"
     ways = "domains, " if recipe["ways"] is None else f"{recipe['ways']}-way "
     rotated = {"train": ", rotated in training", "all": ", rotated"}.get(recipe["rotations"] or "", "")
-    trained = recipe["train_ways"] or recipe["ways"]
-    other = f", trained {trained}-way" if trained != recipe["ways"] else ""
-    return f"{ways}{sizes}, {recipe['statistics']}{rotated}{other}"
+    return f"{ways}{sizes}, {recipe['statistics']}{rotated}{trained}"
 
 
 def over_seeds(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Cell]]]:
