@@ -287,6 +287,44 @@ def test_another_head_is_refused_in_a_test(tmp_path: Path) -> None:
         meta_test(tmp_path / "run", {"ways": 3, "train_classes": 4, "validation_classes": 3})
     with pytest.raises(InputError, match="holds no finished meta-training"):
         meta_test(tmp_path, {})
+    for broken in ("[]", '"text"', "{"):
+        (tmp_path / "run" / "recipe.json").write_text(broken)
+        with pytest.raises(InputError, match="holds no finished meta-training"):
+            meta_test(tmp_path / "run", {})
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_training_has_other_ways_where_no_head_is_learned(name: str, tmp_path: Path) -> None:
+    values = {**DIGITS, "algorithm": name, "train_ways": 3, "iterations": 1, "validate_every": 0}
+    if ALGORITHMS[name].any_ways:
+        assert len(result_of(values, tmp_path)["test"]) >= 1
+    else:
+        with pytest.raises(InputError, match=f"train_ways = 3: the head that {name} learns .*, ways = 2;.* protonet"):
+            result_of(values, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"algorithms": {"maml": 3}}, "algorithms: maml must be a mapping of settings, and is 3"),
+        ({"algorithms": 7}, "algorithms = 7 must be names, or a mapping"),
+        ({"algorithms": {"../out": {"algorithm": "maml"}}}, "'../out' cannot be the name of a row"),
+        ({"experiments": ["a", "b"]}, r"experiments must be a mapping, and is \['a', 'b'\]"),
+        ({"experiments": {"a": 3}}, "experiments: a must be a mapping of settings, and is 3"),
+        ({"experiments": {"/a": {}}}, "'/a' cannot be the name of a row or an experiment"),
+        ({"seeds": True}, "seeds = True must be how many"),
+        ({"seeds": [1, 1]}, "has one of them twice"),
+    ],
+)
+def test_a_plan_of_the_wrong_form_is_refused(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        meta_plan(values)
+
+
+def test_rows_and_seeds_may_be_lists() -> None:
+    planned = meta_plan({"algorithms": ["maml", "anil"], "seeds": "1,4"})
+    assert [each.name for each in planned] == ["maml/seed-1", "maml/seed-4", "anil/seed-1", "anil/seed-4"]
+    assert [each.name for each in meta_plan({"algorithms": {1: {"algorithm": "maml"}}})] == ["1/seed-0"]
 
 
 def test_recipes_survive_a_round_trip() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lifelong.cli.arguments import Parser, Values, add_recipe, recipe_values, value
+from lifelong.cli.arguments import Parser, Values, add_recipe, recipe_values
 from lifelong.errors import DivergedError, InputError, unknown
 from lifelong.experiments.meta_recipe import META_NESTED, MetaRecipe
 
@@ -28,7 +28,12 @@ def configure(parser: Parser) -> None:
     add_recipe(parser, kind=MetaRecipe, nested=META_NESTED)
     parser.add_argument("--algorithms", metavar="A,B", help="train: several algorithms, or rows of the recipe")
     parser.add_argument("--experiments", metavar="A,B", help="train: experiments of the recipe; all by default")
-    parser.add_argument("--seeds", metavar="N", help="train: how many seeds, from 0 (default: the recipe's, or 1)")
+    parser.add_argument(
+        "--seeds",
+        metavar="N|A,B",
+        help="train: how many seeds from 0: 3; or a list: 0,1,2, or 7, (with a comma) for one alone (default: the "
+        "recipe's, or 1)",
+    )
     parser.add_argument("--out", help="train: folder for results and weights; finished trainings are kept")
     parser.add_argument("--resume", action="store_true", help="train: go on from the last checkpoint in the folder")
     parser.add_argument(
@@ -58,7 +63,7 @@ def _train(arguments: Namespace) -> int:
     base = read_yaml(Path(arguments.path)) if arguments.path else {}
     given = recipe_values(arguments, MetaRecipe, META_NESTED)
     if arguments.seeds is not None:
-        base = {**base, "seeds": value(arguments.seeds)}
+        base = {**base, "seeds": arguments.seeds}
     rows, experiments = (names.split(",") if names else None for names in (arguments.algorithms, arguments.experiments))
     several = is_plan(base) or rows is not None
     if several and ("seed" in given or "algorithm" in given):

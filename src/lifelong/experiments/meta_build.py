@@ -71,6 +71,12 @@ def problem(recipe: MetaRecipe, tasks: Sources, formulation: Formulation) -> Pro
     body, head = trunk(recipe, sample, tasks.test.outputs)
     if ALGORITHMS[recipe.algorithm].needs_trunk and not any(True for _ in body.parameters()):
         raise InputError(f"algorithm {recipe.algorithm} learns what is below the head: give it layers by model.hidden")
+    if not ALGORITHMS[recipe.algorithm].any_ways and recipe.train_ways not in (None, recipe.ways):
+        able = ", ".join(name for name, each in ALGORITHMS.items() if each.any_ways)
+        raise InputError(
+            f"train_ways = {recipe.train_ways}: the head that {recipe.algorithm} learns has as many outputs in "
+            f"training as in tests, ways = {recipe.ways}; training has other numbers of classes with {able}"
+        )
     network = task_network(body, head, sample, formulation=formulation, statistics=recipe.statistics)
     classes = tasks.train.labels if isinstance(tasks.train, FewShot) else 0
     return Problem(network, tasks.train.loss, tasks.train.score, classes, shared_labels=recipe.domains)

@@ -10,7 +10,7 @@ from typing import Any
 from lifelong import settings
 from lifelong.errors import InputError, closest, unknown
 from lifelong.experiments.meta_recipe import META_NESTED, MetaRecipe, meta_recipe
-from lifelong.experiments.plan import merged
+from lifelong.experiments.plan import experiments_of, merged, rows_of, seeds_of
 
 _ABOVE = ("description", "algorithms", "seeds", "experiments")
 
@@ -48,8 +48,8 @@ def meta_plan(
 
     Args:
         values: settings of `MetaRecipe` shared by all, with `algorithms` (a mapping from row to settings of the
-            algorithm and of the recipe, and the range `expected: [low, high]` of its score), `seeds` (how many, from 0)
-            and `experiments` (a mapping from name to what is other there, rows among it).
+            algorithm and of the recipe, and the range `expected: [low, high]` of its score), `seeds` (how many, from 0,
+            or a list) and `experiments` (a mapping from name to what is other there, rows among it).
         given: settings that override all of these.
         algorithms: rows to train; all by default. Without rows in `values`, names of algorithms.
         experiments: names of experiments to train; all by default.
@@ -57,7 +57,7 @@ def meta_plan(
     Raises:
         InputError: an unknown name, or a value of the wrong type or out of range.
     """
-    found = values.get("experiments") or {"": {}}
+    found = experiments_of(values["experiments"]) if "experiments" in values else {"": {}}
     for name in experiments or ():
         if name not in found:
             raise unknown("experiment", name, found)
@@ -65,7 +65,7 @@ def meta_plan(
         each
         for name, own in found.items()
         if experiments is None or name in experiments
-        for each in _experiment(str(name), values, own or {}, given or {}, algorithms)
+        for each in _experiment(name, values, own, given or {}, algorithms)
     ]
 
 
@@ -76,21 +76,18 @@ def _experiment(
     given: Mapping[str, Any],
     algorithms: Sequence[str] | None,
 ) -> Iterator[PlannedMeta]:
-    rows = {**(values.get("algorithms") or {row: {} for row in algorithms or ("maml",)})}
-    for row, each in (own.get("algorithms") or {}).items():
-        rows[row] = {**(rows.get(row) or {}), **(each or {})}
+    rows = rows_of("algorithms", values.get("algorithms", algorithms or ("maml",)))
+    for row, each in rows_of("algorithms", own.get("algorithms", {})).items():
+        rows[row] = {**rows.get(row, {}), **each}
     for row in algorithms or ():
         if row not in rows:
             raise unknown("algorithm of the recipe", row, rows)
     shared = {key: each for key, each in {**values, **own}.items() if key not in _ABOVE}
-    seeds = own.get("seeds", values.get("seeds", 1))
-    if not isinstance(seeds, int) or seeds < 1:
-        raise InputError(f"seeds = {seeds!r} must be how many, at least 1")
     for row in algorithms or rows:
-        for seed in range(seeds):
-            described = merged(_values(row, rows[row] or {}, shared, seed), given)
+        for seed in seeds_of(own.get("seeds", values.get("seeds", 1))):
+            described = merged(_values(row, rows[row], shared, seed), given)
             folder = "/".join(part for part in (name, row, f"seed-{seed}") if part)
-            yield PlannedMeta(folder, meta_recipe(described), _range(row, (rows[row] or {}).get("expected")))
+            yield PlannedMeta(folder, meta_recipe(described), _range(row, rows[row].get("expected")))
 
 
 def _values(row: str, own: Mapping[str, Any], shared: Mapping[str, Any], seed: int) -> dict[str, Any]:

@@ -233,7 +233,8 @@ def meta_test(folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
     try:
         values = json.loads((folder / "recipe.json").read_text())
         tensors = load((folder / "meta.safetensors").read_bytes())
-    except (OSError, ValueError, SafetensorError):
+        values = {**values}
+    except (OSError, TypeError, ValueError, SafetensorError):
         raise InputError(f"{folder} holds no finished meta-training: give the --out of `lifelong meta train`") from None
     recipe = meta_recipe({**values, **changes})
     made = meta_build.algorithm(recipe)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lifelong import settings
 from lifelong.errors import InputError, closest, unknown
 from lifelong.experiments.recipe import NESTED, Recipe, recipe, spaceless
+
+T = TypeVar("T")
 
 _ABOVE = ("methods", "seeds", "experiments", "description")
 
@@ -51,11 +53,35 @@ def plan(values: Mapping[str, Any]) -> list[Planned]:
         return _experiment(None, values)
     shared = {key: value for key, value in values.items() if key != "experiments"}
     runs = []
-    for name, own in _mapping("experiments", values["experiments"]).items():
+    for name, own in experiments_of(values["experiments"]).items():
+        runs += _experiment(name, merged(shared, own))
+    return runs
+
+
+def experiments_of(value: Any) -> dict[str, Mapping[str, Any]]:
+    """Return what is other in each experiment, by its name, which can be that of a folder.
+
+    Raises:
+        InputError: no mapping of mappings, or such a name.
+    """
+    if not isinstance(value, Mapping) or not value:
+        raise InputError(f"experiments must be a mapping, and is {value!r}")
+    for name, own in value.items():
         if own is not None and not isinstance(own, Mapping):
             raise InputError(f"experiments: {name} must be a mapping of settings, and is {own!r}")
-        runs += _experiment(str(name), merged(shared, own or {}))
-    return runs
+    return names_of_folders({str(name): own or {} for name, own in value.items()})
+
+
+def names_of_folders(named: dict[str, T]) -> dict[str, T]:
+    """Return `named`, of rows or experiments: each names a folder of the comparison's, and must not lead out of it.
+
+    Raises:
+        InputError: one does.
+    """
+    for each in named:
+        if each in ("", ".", "..") or "/" in each or "\\" in each:
+            raise InputError(f"{each!r} cannot be the name of a row or an experiment: it names a folder")
+    return named
 
 
 def merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,8 +90,8 @@ def merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in own.items():
         old = result.get(key)
         if key == "methods":
-            rows = {} if old is None else _rows(old)
-            result[key] = {**rows, **{row: {**rows.get(row, {}), **each} for row, each in _rows(value).items()}}
+            rows = {} if old is None else rows_of(key, old)
+            result[key] = {**rows, **{row: {**rows.get(row, {}), **each} for row, each in rows_of(key, value).items()}}
         elif isinstance(value, Mapping) and isinstance(old, Mapping):
             result[key] = {**old, **value}
         else:
@@ -73,17 +99,22 @@ def merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _rows(methods: Any) -> dict[str, dict[str, Any]]:
-    if isinstance(methods, str):
-        methods = [name for name in methods.split(",") if name]
-    if isinstance(methods, Mapping):
-        for label, own in methods.items():
+def rows_of(key: str, rows: Any) -> dict[str, dict[str, Any]]:
+    """Return the settings of each row that stands under `key` (`methods`, `algorithms`): names, or a mapping.
+
+    Raises:
+        InputError: neither, or a row that is no mapping of settings or cannot be the name of a folder.
+    """
+    if isinstance(rows, str):
+        rows = [name for name in rows.split(",") if name]
+    if isinstance(rows, Mapping):
+        for label, own in rows.items():
             if own is not None and not isinstance(own, Mapping):
-                raise InputError(f"methods: {label} must be a mapping of settings, and is {own!r}")
-        return {str(label): dict(own or {}) for label, own in methods.items()}
-    if isinstance(methods, Iterable):
-        return {str(label): {} for label in methods}
-    raise InputError(f"methods = {methods!r} must be names, or a mapping from row to settings")
+                raise InputError(f"{key}: {label} must be a mapping of settings, and is {own!r}")
+        return names_of_folders({str(label): dict(own or {}) for label, own in rows.items()})
+    if isinstance(rows, Iterable):
+        return names_of_folders({str(label): {} for label in rows})
+    raise InputError(f"{key} = {rows!r} must be names, or a mapping from row to settings")
 
 
 def _experiment(name: str | None, values: Mapping[str, Any]) -> list[Planned]:
@@ -93,15 +124,11 @@ def _experiment(name: str | None, values: Mapping[str, Any]) -> list[Planned]:
         raise InputError(f"method.{setting} is of no method in a comparison: say methods.ROW.{setting}")
     if shared.get("method") is not None:
         raise InputError(f"method = {shared['method']!r} is of a single run: a comparison names its rows in methods")
-    rows = _rows(values.get("methods", ["naive"]))
-    for each in (*rows, *([] if name is None else [name])):
-        # Each names a folder of the comparison's, and must not lead out of it.
-        if each in ("", ".", "..") or "/" in each or "\\" in each:
-            raise InputError(f"{each!r} cannot be the name of a row or an experiment: it names a folder")
+    rows = rows_of("methods", values.get("methods", ["naive"]))
     runs = [
         Planned(name, label, *_run(label, own, shared, seed))
         for label, own in rows.items()
-        for seed in _seeds(values.get("seeds", 1))
+        for seed in seeds_of(values.get("seeds", 1))
     ]
     if not runs:
         raise InputError("nothing to run: give at least one method and one seed")
@@ -145,7 +172,12 @@ def _ranges(label: str, expected: Any) -> dict[str, tuple[float, float]] | None:
         raise InputError(f"method {label}: expected must map measures to [low, high], and is {expected!r}") from None
 
 
-def _seeds(seeds: Any) -> list[int]:
+def seeds_of(seeds: Any) -> list[int]:
+    """Return the seeds that are meant by how many (3), a list, or either as text (`0,1`; `7,` for one alone).
+
+    Raises:
+        InputError: none of these, or one of them twice.
+    """
     if isinstance(seeds, str):
         parts = seeds.removesuffix(",").split(",")
         if all(part.isdecimal() for part in parts):
@@ -157,9 +189,3 @@ def _seeds(seeds: Any) -> list[int]:
             raise InputError(f"seeds = {seeds!r} has one of them twice, which would be the same run")
         return seeds
     raise InputError(f"seeds = {seeds!r} must be how many (3) or a list of them ([0, 1, 2])")
-
-
-def _mapping(name: str, value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping) or not value:
-        raise InputError(f"{name} must be a mapping, and is {value!r}")
-    return value

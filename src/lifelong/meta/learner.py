@@ -58,7 +58,8 @@ class MetaLearner:
     What is meta-learned is one tree `meta`: weights of the network (`trunk.` and `head.` before their names) and what
     the algorithm adds, such as learning rates. Weights with a task axis are made of it for each batch of tasks.
     `regression` says whether it can do tasks without classes, `per_step` whether tests may take statistics that were
-    measured for each step, `needs_trunk` whether it learns or adapts the trunk alone, so that there must be weights.
+    measured for each step, `needs_trunk` whether it learns or adapts the trunk alone, so that there must be weights,
+    `any_ways` whether training may have other numbers of classes than tests.
     """
 
     family: ClassVar[str] = ""
@@ -66,6 +67,7 @@ class MetaLearner:
     regression: ClassVar[bool] = True
     per_step: ClassVar[bool] = False
     needs_trunk: ClassVar[bool] = False
+    any_ways: ClassVar[bool] = False
 
     def parameters(self, problem: Problem) -> Params:
         """Return what is meta-learned, as it is at first."""

@@ -27,6 +27,7 @@ class MatchingNet(MetaLearner):
     paper: ClassVar[str] = "Vinyals et al. 2016, 1606.04080"
     regression: ClassVar[bool] = False
     needs_trunk: ClassVar[bool] = True
+    any_ways: ClassVar[bool] = True
 
     def parameters(self, problem: Problem) -> Params:
         return {name: each for name, each in problem.network.initial().items() if name.startswith("trunk.")}

@@ -29,6 +29,7 @@ class Pretraining(MetaLearner):
 
     family: ClassVar[str] = "transfer"
     regression: ClassVar[bool] = False
+    any_ways: ClassVar[bool] = True
 
     test_steps: int = setting(50, "steps on a task's support samples in tests", ge=0)
     rate: float = setting(0.05, "their learning rate", gt=0)

@@ -26,6 +26,7 @@ class ProtoMAML(InnerLoop):
     paper: ClassVar[str] = "Triantafillou et al. 2019, 1903.03096"
     regression: ClassVar[bool] = False
     needs_trunk: ClassVar[bool] = True
+    any_ways: ClassVar[bool] = True
 
     first_order: bool = setting(False, "take the gradient at the adapted weights")
 

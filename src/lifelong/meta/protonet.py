@@ -26,6 +26,7 @@ class ProtoNet(MetaLearner):
     paper: ClassVar[str] = "Snell et al. 2017, 1703.05175"
     regression: ClassVar[bool] = False
     needs_trunk: ClassVar[bool] = True
+    any_ways: ClassVar[bool] = True
 
     def parameters(self, problem: Problem) -> Params:
         return {name: each for name, each in problem.network.initial().items() if name.startswith("trunk.")}
