@@ -313,6 +313,7 @@ def test_training_has_other_ways_where_no_head_is_learned(name: str, tmp_path: P
         ({"experiments": {"a": 3}}, "experiments: a must be a mapping of settings, and is 3"),
         ({"experiments": {"/a": {}}}, "'/a' cannot be the name of a row or an experiment"),
         ({"seeds": True}, "seeds = True must be how many"),
+        ({"algorithms": {"maml": {"seed": 3}}, "seeds": 2}, "algorithm maml has no setting 'seed'"),
         ({"seeds": [1, 1]}, "has one of them twice"),
     ],
 )
@@ -324,6 +325,8 @@ def test_a_plan_of_the_wrong_form_is_refused(values: dict[str, Any], said: str) 
 def test_rows_and_seeds_may_be_lists() -> None:
     planned = meta_plan({"algorithms": ["maml", "anil"], "seeds": "1,4"})
     assert [each.name for each in planned] == ["maml/seed-1", "maml/seed-4", "anil/seed-1", "anil/seed-4"]
+    twice = meta_plan({"data": "digits"}, algorithms=["maml", "maml"])
+    assert [each.name for each in twice] == ["maml/seed-0"]
     assert [each.name for each in meta_plan({"algorithms": {1: {"algorithm": "maml"}}})] == ["1/seed-0"]
 
 

@@ -83,7 +83,7 @@ def _experiment(
         if row not in rows:
             raise unknown("algorithm of the recipe", row, rows)
     shared = {key: each for key, each in {**values, **own}.items() if key not in _ABOVE}
-    for row in algorithms or rows:
+    for row in dict.fromkeys(algorithms or rows):
         for seed in seeds_of(own.get("seeds", values.get("seeds", 1))):
             described = merged(_values(row, rows[row], shared, seed), given)
             folder = "/".join(part for part in (name, row, f"seed-{seed}") if part)
@@ -97,7 +97,7 @@ def _values(row: str, own: Mapping[str, Any], shared: Mapping[str, Any], seed: i
     if chosen not in ALGORITHMS:
         raise unknown("algorithm", chosen, ALGORITHMS)
     of_algorithm = {field.name for field in settings.fields(ALGORITHMS[chosen])}
-    of_recipe = {field.name for field in settings.fields(MetaRecipe)} - {*META_NESTED.values()}
+    of_recipe = {field.name for field in settings.fields(MetaRecipe)} - {"seed", *META_NESTED.values()}
     values: dict[str, Any] = {**shared, "algorithm": chosen, "algorithm_settings": {}, "seed": seed}
     for key, each in own.items():
         if key in of_algorithm:

@@ -86,6 +86,7 @@ def meta_events(
     with denormals_as_zero(), claimed(out, meta_record(recipe), meta_differences, resume):
         set_deterministic(device(recipe.device))
         keep_freed_memory()
+        memory.reset_peak()
         if (out / "result.json").is_file():
             yield Finished(read_meta(out / "result.json"))
             return
