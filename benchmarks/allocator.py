@@ -8,7 +8,6 @@ and a ratio is the median over rounds. Systems whose C library is not glibc show
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import resource
@@ -19,7 +18,7 @@ from statistics import median
 from unittest import mock
 
 import torch
-from loop import ratio
+from loop import options, ratio
 from meta import SIDES, Cell
 
 from lifelong import models
@@ -55,11 +54,7 @@ WORKS = {"evaluation": evaluation, "training": training, "maml": maml}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
+    arguments = options(__doc__).parse_args()
     rows = []
     for name in WORKS:
         sides: tuple[list[tuple[float, int]], ...] = ([], [])

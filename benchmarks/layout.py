@@ -8,7 +8,6 @@ one thread, time is that of the processor.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from loop import ratio, seconds
+from loop import options, ratio, seconds
 from torch import nn
 
 from lifelong import models
@@ -32,11 +31,7 @@ CELLS: list[tuple[str, dict[str, Any], tuple[int, int, int], int]] = [
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
+    arguments = options(__doc__).parse_args()
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()
     clock = time.process_time if arguments.threads == 1 else time.perf_counter

@@ -50,6 +50,15 @@ BATCH = 128
 Clock = Callable[[], float]
 
 
+def options(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser of what benchmarks in rounds have in common."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", action="store_true")
+    return parser
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer steps")

@@ -15,7 +15,6 @@ the clock.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import multiprocessing
@@ -27,7 +26,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from loop import ratio, seconds
+from loop import options, ratio, seconds
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -74,12 +73,9 @@ CELLS = [
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--cells", default="", help="only those whose name has this in it")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--against", choices=("loop", "learn2learn"), default="loop")
-    parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     multiprocessing.set_forkserver_preload(["lifelong.meta", "lifelong.models", "lifelong.experiments.memory"])
