@@ -128,8 +128,10 @@ def test_tables(tmp_path: Path, ending: str) -> None:
     ("change", "target", "says"),
     [
         ({"note": ["good"] * 4}, "kind", "column 'note' holds text"),
-        ({"a": [1.0, 2.0, "twelve", 3.0]}, "kind", "rows.csv, row 2: column 'a' holds 'twelve' among numbers"),
-        ({"a": [1.0, None, 2.0, 3.0]}, "kind", "column 'a' lacks 1 of its 4 values"),
+        ({"a": [1.0, 2.0, "twelve", 3.0]}, "kind", "rows.csv, row 3: column 'a' holds 'twelve' among numbers"),
+        ({"a": [1.0, None, 2.0, 3.0]}, "kind", "column 'a' lacks 1 of its 4 values, first in row 2"),
+        ({"a": [1.0, 2.0, 3.0, float("inf")]}, "kind", "rows.csv, row 4: column 'a' holds inf, which float32 cannot"),
+        ({"a": [1.0, 1e300, 3.0, 4.0]}, "kind", "rows.csv, row 2: column 'a' holds 1e+300, which float32 cannot"),
         ({}, "kidn", "did you mean 'kind'?"),
         ({"kind": [0.25, 1.0, 2.0, 3.0]}, "kind", "label column 'kind' holds fractions such as 0.25"),
         ({}, None, "no label column"),

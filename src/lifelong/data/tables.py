@@ -156,7 +156,13 @@ def _samples(path: Path, table: Any, features: list[str], column: str, classes: 
                 f"table {path}: column {each!r} holds text, and features must be numbers: drop or encode it"
             )
     _check_values(path, table, (*features, column))
-    inputs = np.array(table[features], dtype=np.float32)  # a copy: pandas may hand out memory that is read-only
+    with np.errstate(over="ignore"):  # told below
+        inputs = np.array(table[features], dtype=np.float32)  # a copy: pandas may hand out memory that is read-only
+    for row, place in np.argwhere(~np.isfinite(inputs))[:1]:
+        column, value = features[place], table[features[place]].iloc[row]
+        raise InputError(
+            f"table {path}, row {row + 1}: column {column!r} holds {value}, which float32 cannot: mend or drop it"
+        )
     return Samples(torch.from_numpy(inputs), _labels(path, table, column, classes))
 
 
@@ -168,7 +174,9 @@ def _refuse_stray_words(path: Path, table: Any, column: str) -> None:
     stray = cells[pandas.to_numeric(cells, errors="coerce").isna()]
     if 0 < 2 * len(stray) < len(cells):
         row, word = next(stray.items())
-        raise InputError(f"table {path}, row {row}: column {column!r} holds {word!r} among numbers: mend or drop it")
+        raise InputError(
+            f"table {path}, row {row + 1}: column {column!r} holds {word!r} among numbers: mend or drop it"
+        )
 
 
 def _texts(path: Path, table: Any, reading: Reading, column: str, classes: tuple[str, ...] | None) -> Samples:
@@ -185,9 +193,12 @@ def _check_columns(path: Path, table: Any, needed: Sequence[str]) -> None:
 
 def _check_values(path: Path, table: Any, needed: Sequence[str]) -> None:
     for each in needed:
-        missing = int(table[each].isna().sum())
-        if missing:
-            raise InputError(f"table {path}: column {each!r} lacks {missing} of its {len(table)} values")
+        missing = np.flatnonzero(table[each].isna())
+        if len(missing):
+            raise InputError(
+                f"table {path}: column {each!r} lacks {len(missing)} of its {len(table)} values, first in row "
+                f"{missing[0] + 1}"
+            )
 
 
 def _labels(path: Path, table: Any, column: str, classes: tuple[str, ...] | None) -> Tensor:
