@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from lifelong import tree
-from lifelong.errors import InputError
+from lifelong.errors import DivergedError, InputError
 from lifelong.experiments import build
 from lifelong.experiments.recipe import recipe
 from lifelong.experiments.run import run
@@ -214,6 +214,14 @@ def test_mbpa_adapts_to_each_query_alone(scenario: str) -> None:
     torch.testing.assert_close(found.clone(), expected, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(plain, found, atol=0.1)
     torch.testing.assert_close(learner.model(inputs, 0), plain.clone(), rtol=0, atol=0)  # nothing of it stays
+
+
+def test_what_diverges_names_the_settings_that_did_it() -> None:
+    quick = {"train_samples": 100, "tasks": 2, "epochs": 1}
+    with pytest.raises(DivergedError, match=r"local steps: try a smaller method.local_rate = 0.1, or method.pull = 1e"):
+        run(recipe(values("mbpa", **quick, method_settings={"pull": 1e20, "local_steps": 5})))
+    with pytest.raises(DivergedError, match=r"the loss is .*: try a smaller method.rate or method.rate_lr"):
+        run(recipe(values("la-maml", **quick, method_settings={"rate": 1e30, "norm": None})))
 
 
 def test_mbpa_that_takes_no_step_answers_as_the_network_does() -> None:

@@ -39,6 +39,7 @@ class LaMAML(Rehearsal):
     paper: ClassVar[str] = "2007.13904"
     single_pass: ClassVar[bool] = True
     alone: ClassVar[str] = "it makes its steps itself, at rates that it learns"
+    against_divergence: ClassVar[str] = "try a smaller method.rate or method.rate_lr"
 
     rate: float = setting(0.05, "rate of each weight at first, inner and outer", gt=0)
     rate_lr: float = setting(0.1, "learning rate of the rates; 0 keeps them as they are", ge=0)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from lifelong import tree
 from lifelong.curvature.per_sample import evaluating
+from lifelong.errors import DivergedError
 from lifelong.learner import Learner
 from lifelong.memory import Columns
 from lifelong.methods import samples
@@ -100,4 +101,9 @@ class MbPA(ER):
 
         at_once = max(1, _NUMBERS // max(1, tree.size(start)))
         found: Tensor = vmap(answer, chunk_size=at_once)(queries, rows, weights)
+        if not bool(found.isfinite().all()):
+            raise DivergedError(
+                f"answers are not finite numbers after {self.local_steps} local steps: try a smaller "
+                f"method.local_rate = {self.local_rate:g}, or method.pull = {self.pull:g}"
+            )
         return found

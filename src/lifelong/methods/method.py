@@ -49,6 +49,8 @@ class Method:
     parts of the network before a task does so before others look at what is trained; one that `routes` has set the
     network's route, and goes with those alone that leave running the network to it.
 
+    `against_divergence` says what to change where its loss is not a finite number.
+
     A method that `merges` leaves the network as the expert of the last task, and answers with something made of all.
 
     `before_task` and `after_task` are called on a stream without boundaries too, around each of the stages that
@@ -72,6 +74,7 @@ class Method:
     regression: ClassVar[bool] = False
     merges: ClassVar[bool] = False
     routes: ClassVar[bool] = False
+    against_divergence: ClassVar[str] = "try a smaller lr or strength, or clip the gradient"
 
     def needs_boundaries(self) -> bool:
         """Return whether, under its settings, it must know where a task ends."""

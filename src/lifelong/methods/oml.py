@@ -33,6 +33,7 @@ class OML(Rehearsal):
     """
 
     paper: ClassVar[str] = "1905.12588"
+    against_divergence: ClassVar[str] = "try a smaller method.rate or lr, or clip the gradient"
 
     rate: float = setting(0.03, "inner learning rate of the head", ge=0)
     steps: int = setting(5, "inner steps, each on an equal part of the new samples of a batch", ge=1)

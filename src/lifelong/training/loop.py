@@ -202,14 +202,14 @@ def _step(
     learner.clock.total_steps += 1
     detached = loss.detach()
     if detached.device.type == "cpu" or learner.clock.step % _LOOK_EVERY == 0:
-        check_finite(detached, learner, task)
+        check_finite(detached, learner, method, task)
     return detached, logits.detach(), batch.targets
 
 
-def check_finite(loss: Tensor, learner: Learner, task: Task) -> None:
+def check_finite(loss: Tensor, learner: Learner, method: Method, task: Task) -> None:
     """Raise `DivergedError` unless `loss`, 0-d, is a finite number."""
     if not math.isfinite(loss.item()):
         raise DivergedError(
             f"the loss is {loss.item()} at step {learner.clock.step} of task {task.index + 1} ({task.name}): "
-            "try a smaller lr or strength, or clip the gradient"
+            f"{method.against_divergence}"
         )
