@@ -50,6 +50,12 @@ def picture_tasks(tasks: int = 3, shots: int = 2, queries: int = 3, seed: int = 
     return Episodes(*drawn(shots), *drawn(queries), classes)
 
 
+def half_frozen() -> nn.Module:
+    """Return a classifier of pictures of 8 x 8 pixels whose first layer is not trained."""
+    first = nn.Linear(64, 16).requires_grad_(False)
+    return nn.Sequential(nn.Flatten(), first, nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 10))
+
+
 def curves(hidden: int = 6, formulation: Formulation = "columns") -> Problem:
     torch.manual_seed(0)
     trunk = nn.Sequential(OrderedDict(first=nn.Linear(1, hidden), bend=nn.Tanh())).double()

@@ -45,10 +45,10 @@ class Counting(nn.Module):
 
 def test_a_module_that_writes_to_its_buffers_is_named() -> None:
     trunk = nn.Sequential(Counting(), nn.Linear(4, 3))
-    with pytest.raises(InputError, match=r"Counting writes to its buffer '0\.calls'.*track_running_stats=False"):
+    with pytest.raises(InputError, match=r"Counting writes to its buffer '0\.calls'.*: have it compute what it needs"):
         task_network(trunk, nn.Linear(3, 2), torch.zeros(2, 4))
     trunk = nn.Sequential(nn.InstanceNorm2d(1, track_running_stats=True), nn.Flatten())
-    with pytest.raises(InputError, match=r"InstanceNorm2d writes to its buffer '0.running_mean'"):
+    with pytest.raises(InputError, match=r"InstanceNorm2d .* '0.running_mean'.*track_running_stats=False"):
         task_network(trunk, nn.Linear(4, 2), torch.rand(2, 1, 2, 2))
 
 
@@ -363,10 +363,12 @@ def test_a_diverging_inner_loop_names_task_step_and_rate() -> None:
         )
 
 
-def tried(algorithm: MetaLearner, problem: Problem, episodes: Episodes, factor: float = 1.0) -> None:
+def tried(
+    algorithm: MetaLearner, problem: Problem, episodes: Episodes, factor: float = 1.0, iteration: int = 0
+) -> None:
     meta = {name: factor * each for name, each in algorithm.parameters(problem).items()}
     how = Engine(problem.network.formulation, 2)
-    engine.gradient(algorithm, problem, how, leaves(meta), algorithm.buffers(problem), episodes, 0)
+    engine.gradient(algorithm, problem, how, leaves(meta), algorithm.buffers(problem), episodes, iteration)
 
 
 @pytest.mark.parametrize("algorithm", [MAML, IMAML, functools.partial(Reptile, inner="sgd")])
@@ -379,8 +381,16 @@ def test_the_step_that_diverges_is_one_of_training(algorithm: Callable[..., Meta
 
 @pytest.mark.parametrize("algorithm", [MAML(), FineTuning(), ProtoNet()])
 def test_weights_that_are_no_numbers_are_blamed_on_the_outer_rate(algorithm: MetaLearner) -> None:
-    with pytest.raises(DivergedError, match=r"the loss of task 1 of 3 .* in iteration 1: try a smaller lr, or clip"):
-        tried(algorithm, pictures("columns"), picture_tasks(), factor=float("nan"))
+    problem, episodes = pictures("columns"), picture_tasks()
+    with pytest.raises(DivergedError, match=r"the loss of task 1 of 3 .* in iteration 3: try a smaller lr, or clip"):
+        tried(algorithm, problem, episodes, factor=float("nan"), iteration=2)
+    with pytest.raises(DivergedError, match=r"in iteration 1, before anything is learned: look for such numbers"):
+        tried(algorithm, problem, episodes, factor=float("nan"))
+
+
+def test_the_head_must_take_what_the_trunk_makes() -> None:
+    with pytest.raises(InputError, match="the head takes 5 features, and the trunk makes 4"):
+        task_network(convnet(), nn.Linear(5, 2), torch.rand(2, 1, 9, 9))
 
 
 def test_no_more_tasks_at_once_than_fit_into_memory() -> None:

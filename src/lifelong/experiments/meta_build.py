@@ -40,6 +40,9 @@ def algorithm(recipe: MetaRecipe) -> MetaLearner:
         raise InputError(
             f"algorithm {recipe.algorithm} keeps no statistics per-step: take transductive, or one of {able}"
         )
+    layers = models.layers_on_features(recipe.model or "mlp", recipe.model_settings)
+    if made.needs_trunk and layers is not None and not layers:
+        raise InputError(f"algorithm {recipe.algorithm} learns what is below the head: give it layers by model.hidden")
     return made
 
 
@@ -69,8 +72,10 @@ def problem(recipe: MetaRecipe, tasks: Sources, formulation: Formulation) -> Pro
     """Return what is to be learned, in `formulation`."""
     sample = tasks.train.sample()
     body, head = trunk(recipe, sample, tasks.test.outputs)
-    if ALGORITHMS[recipe.algorithm].needs_trunk and not any(True for _ in body.parameters()):
-        raise InputError(f"algorithm {recipe.algorithm} learns what is below the head: give it layers by model.hidden")
+    if ALGORITHMS[recipe.algorithm].needs_trunk and not any(each.requires_grad for each in body.parameters()):
+        raise InputError(
+            f"algorithm {recipe.algorithm} learns what is below the head: give it weights that are trained"
+        )
     if not ALGORITHMS[recipe.algorithm].any_ways and recipe.train_ways not in (None, recipe.ways):
         able = ", ".join(name for name, each in ALGORITHMS.items() if each.any_ways)
         raise InputError(

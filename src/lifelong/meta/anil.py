@@ -20,7 +20,9 @@ class ANIL(InnerLoop):
     family: ClassVar[str] = "gradient"
     paper: ClassVar[str] = "Raghu et al. 2019, 1909.09157"
 
-    layers: tuple[Literal["trunk", "head"], ...] = setting(("head",), "parts that adapt; both together are MAML")
+    layers: tuple[Literal["trunk", "head"], ...] = setting(
+        ("head",), "parts that adapt; both together are MAML", min_length=1
+    )
 
     def adapted(self, weights: Params) -> list[str]:
         return [name for name in weights if name.partition(".")[0] in self.layers]

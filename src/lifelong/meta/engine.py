@@ -207,8 +207,12 @@ def _diverged(
     held = {name: each.detach() for name, each in meta.items()}
     finite = [bool(outputs.isfinite().all()) for outputs in algorithm.training_answers(problem, held, buffers, alone)]
     step = finite.index(False) if False in finite else max(0, len(finite) - 1)
-    place = f", at inner step {step} with {algorithm.pace()}: try a smaller one" if step else ": try a smaller lr"
+    if step:
+        place = f", at inner step {step} with {algorithm.pace()}: try a smaller one, or clip"
+    elif iteration:
+        place = ": try a smaller lr, or clip"
+    else:
+        place = ", before anything is learned: look for such numbers in the data and the network's weights"
     return DivergedError(
-        f"the loss of task {task + 1} of {len(episodes)} is not a finite number in iteration {iteration + 1}{place}, "
-        "or clip"
+        f"the loss of task {task + 1} of {len(episodes)} is not a finite number in iteration {iteration + 1}{place}"
     )

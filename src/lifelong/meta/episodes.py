@@ -56,6 +56,9 @@ class Episodes:
             )
 
 
+# A network may do otherwise for a batch than for a few samples, and a trial should not take long.
+TRIED = 32
+
 # (outputs [tasks, samples, outputs], targets) -> [tasks], the mean over each task's samples.
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -94,7 +97,7 @@ class Source(Protocol):
         ...
 
     def sample(self) -> Tensor:
-        """Return two inputs as a network takes them."""
+        """Return inputs to try a network with, as many as a task has, but `TRIED` at most."""
         ...
 
     def draw(self, tasks: int, generator: torch.Generator) -> Episodes:
@@ -239,7 +242,7 @@ class FewShot:
         return self.ways if self.domains else len(self.pool.counts)
 
     def sample(self) -> Tensor:
-        return self._ready(self.pool.inputs[:2])
+        return self._ready(self.pool.inputs[: min(TRIED, self.ways * (self.shots + self.queries))])
 
     def draw(self, tasks: int, generator: torch.Generator) -> Episodes:
         ways, shots = self.ways, self.shots

@@ -21,6 +21,7 @@ from lifelong import tree
 from lifelong.errors import InputError, unknown
 from lifelong.meta import task_axis
 from lifelong.meta.normalisation import BatchNorm, Norm, without_buffers
+from lifelong.models.network import feature_width
 from lifelong.tree import Params
 
 Formulation = Literal["grouped", "columns", "vmap", "loop"]
@@ -37,7 +38,8 @@ class TaskNetwork:
     """A trunk and a linear head whose weights have a leading task axis.
 
     Args:
-        trunk: maps inputs to features `[batch, width]`; its batch norms keep no statistics.
+        trunk: maps inputs to features `[batch, width]`; its batch norms keep no statistics. Weights of it that need no
+            gradient (`requires_grad_(False)`) are not meta-learned, and the same for all tasks.
         head: `nn.Linear`, maps features to outputs.
         formulation: how tasks are computed together.
         statistics: what batch norm normalises queries by: the statistics of all of a task's queries (`transductive`),
@@ -52,21 +54,22 @@ class TaskNetwork:
 
     def initial(self) -> Params:
         """Return a copy of the weights, `trunk.` and `head.` before their names: where meta-learning begins."""
-        named = {**_named("trunk", self.trunk), **_named("head", self.head)}
-        return tree.snapshot(named)
+        learned: Params = {name: each for name, each in self.trunk.named_parameters() if each.requires_grad}
+        head: Params = dict(self.head.named_parameters())
+        return tree.snapshot({**_named("trunk", learned), **_named("head", head)})
 
     def features(self, weights: Params, inputs: Tensor, norm: Norm = Norm()) -> Tensor:  # noqa: B008, immutable
         """Return the features of each task's samples.
 
         Args:
-            weights: of trunk and head, each `[tasks, ...]`.
+            weights: of trunk and head, each `[tasks, ...]`; of the trunk those that are learned.
             inputs: `[tasks, samples, ...]`.
             norm: whose statistics batch norm takes; those of all of a task's samples by default.
 
         Returns:
             `[tasks, samples, width]`.
         """
-        return self._apply(part(weights, "trunk"), inputs, norm)
+        return self._apply({**shared(self._constant, len(inputs)), **part(weights, "trunk")}, inputs, norm)
 
     def outputs(self, weights: Params, features: Tensor) -> Tensor:
         """Return the head's outputs `[tasks, samples, outputs]` for `features` `[tasks, samples, width]`."""
@@ -95,6 +98,10 @@ class TaskNetwork:
         return replace(self, trunk=copy.deepcopy(self.trunk).eval())
 
     @functools.cached_property
+    def _constant(self) -> Params:
+        return {name: each for name, each in self.trunk.named_parameters() if not each.requires_grad}
+
+    @functools.cached_property
     def _apply(self) -> Apply:
         return _formulated(self.trunk, self.formulation)
 
@@ -121,17 +128,21 @@ def task_network(
     """Return the network of `trunk` and `head`, which are copied.
 
     Args:
-        trunk: any module from `[batch, ...]` to `[batch, width]`.
-        head: the last layer.
+        trunk: any module from `[batch, ...]` to `[batch, width]`; see `TaskNetwork` for weights that stay as they are.
+        head: the last layer, from `[batch, width]`.
         sample: `[2 or more, ...]`, inputs as the trunk takes them, to try it with.
         formulation: `grouped` and `columns` are for layers that `task_axis` knows, `vmap` for what PyTorch can map.
 
     Raises:
-        InputError: a module whose buffers change as it runs, or that the formulation cannot compute.
+        InputError: a module whose buffers change as it runs, or that the formulation cannot compute; or a head of
+            another width.
     """
     if formulation not in FORMULATIONS:
         raise unknown("formulation", formulation, FORMULATIONS)
     copied = without_buffers(copy.deepcopy(trunk)).train()
+    width = feature_width(copied, sample)
+    if width != head.in_features:
+        raise InputError(f"the head takes {head.in_features} features, and the trunk makes {width}")
     _check_buffers(copied, sample)
     reason = fault(copied, sample, formulation)
     if reason is not None:
@@ -202,12 +213,17 @@ def _check_buffers(module: nn.Module, sample: Tensor) -> None:
     for name, buffer in module.named_buffers():
         if not torch.equal(buffer, before[name]):
             owner = module.get_submodule(name.rpartition(".")[0])
+            remedy = (
+                "switch its running statistics off (track_running_stats=False), or replace it by nn.BatchNorm2d or "
+                "nn.GroupNorm"
+                if "running" in name
+                else "have it compute what it needs from its inputs, or leave the buffer as it is in training"
+            )
             raise InputError(
                 f"{type(owner).__name__} writes to its buffer {name!r} as it runs, which tasks that are adapted "
-                "at once would share: switch its running statistics off (track_running_stats=False), or replace it by "
-                "nn.BatchNorm2d or nn.GroupNorm"
+                f"at once would share: {remedy}"
             )
 
 
-def _named(prefix: str, module: nn.Module) -> Params:
-    return {f"{prefix}.{name}": each for name, each in module.named_parameters()}
+def _named(prefix: str, weights: Params) -> Params:
+    return {f"{prefix}.{name}": each for name, each in weights.items()}

@@ -141,7 +141,7 @@ def without_head(module: nn.Module, head: str | None = None) -> nn.Module:
 
 
 def feature_width(trunk: nn.Module, sample: Tensor) -> int:
-    """Return the width of the features `[batch, width]` that `trunk` makes of `sample`, `[2, ...]` inputs.
+    """Return the width of the features `[batch, width]` that `trunk` makes of `sample`, `[2 or more, ...]` inputs.
 
     Raises:
         InputError: a trunk that does not take such samples, or whose output is not `[batch, width]`.
@@ -157,5 +157,7 @@ def feature_width(trunk: nn.Module, sample: Tensor) -> int:
     finally:
         trunk.train(training)
     if len(shape) != 2:
-        raise InputError(f"the model's features have the shape {shape} for a batch of 2: they must be [batch, width]")
+        raise InputError(
+            f"the model's features have the shape {shape} for a batch of {len(sample)}: they must be [batch, width]"
+        )
     return int(shape[1])
