@@ -46,7 +46,7 @@ def made_up(name: str, last: float, **changes: Any) -> dict[str, Any]:
 
 def test_the_page_has_scores_with_intervals_and_charts(tmp_path: Path) -> None:
     page = write_meta_report([made_up("maml", 0.93)], tmp_path / "page.html").read_text()
-    for said in ("93.00% ± 2.00%", "5-way 1-shot, 1 queries, transductive", "0.040", "1.5", "Learning to learn"):
+    for said in ("93.00% ± 2.00%", "5-way 1-shot, 1 query, transductive", "0.040", "1.5", "Learning to learn"):
         assert said in page, said
     assert "Over seeds" not in page
     assert "Mean over test tasks of classes that training did not see" in page
@@ -69,26 +69,44 @@ def test_regression_has_errors_and_no_calibration(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({}, "5-way 1-shot, 1 queries, transductive"),
-        ({"rotations": "none", "train_ways": 5}, "5-way 1-shot, 1 queries, transductive"),
-        ({"rotations": "all", "train_ways": 20}, "5-way 1-shot, 1 queries, transductive, rotated, trained 20-way"),
-        ({"rotations": "train"}, "5-way 1-shot, 1 queries, transductive, rotated in training"),
-        ({"ways": None, "shots": 3, "statistics": "support"}, "domains, 3-shot, 1 queries, support"),
+        ({}, "5-way 1-shot, 1 query, transductive"),
+        ({"rotations": "none", "train_ways": 5}, "5-way 1-shot, 1 query, transductive"),
+        ({"rotations": "all", "train_ways": 20}, "5-way 1-shot, 1 query, transductive, rotated, trained 20-way"),
+        ({"rotations": "train"}, "5-way 1-shot, 1 query, transductive, rotated in training"),
+        ({"ways": 2, "data": "a,b", "shots": 3, "statistics": "support"}, "domains, 3-shot, 1 query, support"),
         ({"data": "sinusoids", "shots": 10, "queries": 10}, "10-shot, 10 queries"),
         ({"data": "sinusoids", "shots": 5, "train_shots": 10, "queries": 5}, "5-shot, 5 queries, trained 10-shot"),
-        ({"train_ways": 20, "train_shots": 9}, "5-way 1-shot, 1 queries, transductive, trained 20-way 9-shot"),
+        ({"train_ways": 20, "train_shots": 9}, "5-way 1-shot, 1 query, transductive, trained 20-way 9-shot"),
     ],
 )
 def test_tasks_are_described_by_what_moves_the_score(changes: dict[str, Any], said: str) -> None:
-    assert protocol({**RECIPE, **changes}) == said
+    assert protocol({"recipe": {**RECIPE, **changes}}) == said
+
+
+def test_statistics_of_a_network_without_batch_norm_are_not_told() -> None:
+    assert protocol({"recipe": {**RECIPE, "evaluate_on": "validation"}, "batch_norm": False}) == (
+        "5-way 1-shot, 1 query, validation tasks"
+    )
 
 
 def test_new_domains_are_no_new_classes(tmp_path: Path) -> None:
-    found = [made_up("a", 0.5), made_up("b", 0.5, recipe={**RECIPE, "ways": None})]
+    found = [made_up("a", 0.5), made_up("b", 0.5, recipe={**RECIPE, "data": "a,b"})]
     page = write_meta_report(found, tmp_path / "page.html").read_text()
     assert "Mean over test tasks of classes or domains that training did not see" in page
     alone = write_meta_report(found[1:], tmp_path / "page.html").read_text()
     assert "Mean over test tasks of domains that training did not see" in alone
+
+
+def test_the_page_has_the_split_and_every_recipe(tmp_path: Path) -> None:
+    few = {"train": ["zero", "one"], "validation": [], "test": ["two", "three"]}
+    many = {"train": [f"c{place}" for place in range(30)], "validation": ["v"], "test": ["t"]}
+    found = [made_up("a", 0.5, classes=few), made_up("b", 0.5, classes=few), made_up("c", 1.0, classes=many)]
+    page = write_meta_report(found, tmp_path / "page.html").read_text()
+    assert page.count(">zero, one<") == 1  # once for both that share it
+    assert ">30: c0, c1, " in page
+    assert page.count('download="recipe.yaml"') == 3
+    rows = (tmp_path / "page" / "adaptation.csv").read_text().splitlines()
+    assert rows[-1] == "c,1,1.0,0.98,1.0"  # no share is above one
 
 
 def test_seeds_are_taken_together(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def looks(labels: Sequence[str], places: Places) -> dict[str, Any]:
     def scale(looks: Sequence[Any], repeat: int = 1) -> alt.Scale:
         return alt.Scale(domain=labels, range=[looks[places[label] // repeat % len(looks)] for label in labels])
 
-    opaque = alt.Legend(symbolOpacity=1)  # or it would be as pale as the bands
+    opaque = alt.Legend(symbolOpacity=1, labelLimit=0)  # or it would be as pale as the bands, and names cut off
     return {
         "color": alt.Color("label:N", title=None, sort=None, scale=scale(COLOURS), legend=opaque),
         "shape": alt.Shape("label:N", title=None, sort=None, scale=scale(_SHAPES)),

@@ -18,6 +18,9 @@ from lifelong.reports.summary import Estimate, estimate
 # The data whose tasks are regressions, without classes.
 _WAVES = "sinusoids"
 
+_PARTS = ("train", "validation", "test")
+# So many names of classes are told; a result has them all.
+_LISTED = 20
 _SURROUNDINGS = ("lifelong", "torch", "python", "platform", "device")
 
 
@@ -47,29 +50,34 @@ def write_meta_report(found: Sequence[Mapping[str, Any]], out: Path) -> Path:
     content = {
         "heading": f"Meta-learning on {title}",
         "title": title,
+        "judged": " or ".join(dict.fromkeys(each["recipe"].get("evaluate_on", "test") for each in found)),
         "unseen": _unseen(found),
         "headings": [heading for heading, _ in _COLUMNS],
         "rows": [(each["name"], [cell(each) for _, cell in _COLUMNS]) for each in found],
         "figures": drawn,
         "seeds": over_seeds(found),
         "examples": [(each["name"], each["example"]) for each in found if each.get("example")][:4],
-        "recipe": yaml.safe_dump(first["recipe"], sort_keys=False, allow_unicode=True) if len(found) == 1 else None,
+        "splits": _splits(found),
+        "recipes": [(each["name"], _yaml(each["recipe"])) for each in found],
         "surroundings": {name: str(first[name]) for name in _SURROUNDINGS if first.get(name)},
     }
     return write_page("meta.html.j2", out, drawn, content)
 
 
-def protocol(recipe: Mapping[str, Any]) -> str:
-    """Return what tasks are made of, as far as it moves the score; of training what is other there."""
-    sizes = f"{recipe['shots']}-shot, {recipe['queries']} queries"
+def protocol(found: Mapping[str, Any]) -> str:
+    """Return what the tasks of a result are made of, as far as it moves the score; of training what is other there."""
+    recipe = found["recipe"]
+    sizes = f"{recipe['shots']}-shot, {recipe['queries']} {'query' if recipe['queries'] == 1 else 'queries'}"
+    sizes += ", validation tasks" if recipe.get("evaluate_on") == "validation" else ""
     changed = (("train_ways", "ways", "way"), ("train_shots", "shots", "shot"))
     others = [f"{recipe[own]}-{unit}" for own, usual, unit in changed if recipe.get(own) not in (None, recipe[usual])]
     trained = f", trained {' '.join(others)}" if others else ""
     if recipe["data"] == _WAVES:
         return f"{sizes}{trained}"
-    ways = "domains, " if recipe["ways"] is None else f"{recipe['ways']}-way "
+    ways = "domains, " if _is_of_domains(recipe) else f"{recipe['ways']}-way "
     rotated = {"train": ", rotated in training", "all": ", rotated"}.get(recipe["rotations"] or "", "")
-    return f"{ways}{sizes}, {recipe['statistics']}{rotated}{trained}"
+    statistics = f", {recipe['statistics']}" if found.get("batch_norm", True) else ""
+    return f"{ways}{sizes}{statistics}{rotated}{trained}"
 
 
 def over_seeds(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Cell]]]:
@@ -93,6 +101,26 @@ def misses(found: Sequence[Mapping[str, Any]]) -> list[str]:
     return said
 
 
+def _splits(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Cell]]]:
+    """Return which classes or domains are for what, a row for each division that there is."""
+    rows: dict[str, list[Cell]] = {}
+    for each in found:
+        parts = each.get("classes", {})
+        cells: list[Cell] = [(_listed(parts[name]), len(parts[name])) for name in _PARTS if name in parts]
+        if any(number for _, number in cells) and cells not in rows.values():
+            rows[each["name"]] = cells
+    return list(rows.items())
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_LISTED])
+    return f"{len(names)}: {shown} …" if len(names) > _LISTED else shown
+
+
+def _yaml(recipe: Mapping[str, Any]) -> str:
+    return str(yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True))
+
+
 def _unseen(found: Sequence[Mapping[str, Any]]) -> str:
     """Return what is new to training in the test tasks of `found`."""
     return " or ".join(dict.fromkeys(_kind(each["recipe"]) for each in found))
@@ -101,7 +129,11 @@ def _unseen(found: Sequence[Mapping[str, Any]]) -> str:
 def _kind(recipe: Mapping[str, Any]) -> str:
     if recipe["data"] == _WAVES:
         return "waves"
-    return "domains" if recipe["ways"] is None else "classes"
+    return "domains" if _is_of_domains(recipe) else "classes"
+
+
+def _is_of_domains(recipe: Mapping[str, Any]) -> bool:
+    return "," in recipe["data"] or bool(recipe.get("validation_data") or recipe.get("test_data"))
 
 
 def _by_row(found: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
@@ -132,9 +164,9 @@ def _calibration(each: Mapping[str, Any]) -> Cell:
 
 _COLUMNS: list[tuple[str, Any]] = [
     ("Algorithm", lambda each: (each["algorithm"], None)),
-    ("Tasks", lambda each: (protocol(each["recipe"]), None)),
-    ("Test before", _score(0)),
-    ("Test after", _score(-1)),
+    ("Tasks", lambda each: (protocol(each), None)),
+    ("Before", _score(0)),
+    ("After", _score(-1)),
     ("Steps", lambda each: (str(len(each["test"]) - 1), len(each["test"]) - 1)),
     ("Calibration error", _calibration),
     ("Test tasks", lambda each: (f"{each['test_tasks']:,}", each["test_tasks"])),

@@ -9,6 +9,13 @@ import altair as alt
 
 from lifelong.reports.chart import HEIGHT, WIDTH, Chart, as_spec, looks
 
+# What the training score is of where it is not of queries that adaptation has not seen.
+_NO_QUERIES = {
+    "reptile": " Reptile's adaptation has seen the queries.",
+    "linear-probe": " linear-probe tells all training classes apart.",
+    "fine-tuning": " fine-tuning tells all training classes apart.",
+}
+
 
 def all_charts(found: Sequence[Mapping[str, Any]]) -> list[Chart]:
     """Return the charts of several meta-trainings; some may have nothing to show."""
@@ -18,7 +25,7 @@ def all_charts(found: Sequence[Mapping[str, Any]]) -> list[Chart]:
 def adaptation(found: Sequence[Mapping[str, Any]]) -> Chart:
     """Return lines of the test score after each step of adaptation, with 95 % intervals."""
     records = [
-        {"label": each["name"], "step": step, "score": mean, "low": mean - half, "high": mean + half}
+        {"label": each["name"], "step": step, "score": mean, **_ends(mean, half, each["measure"])}
         for each in found
         for step, (mean, half) in enumerate(zip(each["test"], each["interval"], strict=True))
     ]
@@ -31,8 +38,8 @@ def adaptation(found: Sequence[Mapping[str, Any]]) -> Chart:
     return Chart(
         "adaptation",
         "Adapting to new tasks",
-        "Score on test tasks after each step of adaptation; bands are 95 % intervals over tasks. Algorithms without an "
-        "inner loop have a point.",
+        "Score after each step of adaptation; bands are 95 % intervals over tasks. Algorithms without an inner loop "
+        "have a point.",
         records,
         as_spec(chart, records),
     )
@@ -50,7 +57,8 @@ def learning(found: Sequence[Mapping[str, Any]]) -> Chart:
         records,
         "learning",
         "Learning to learn",
-        "Score of training tasks' queries after adaptation, means over some iterations each.",
+        "Score on queries of training tasks after adaptation, means over some iterations each."
+        + "".join(text for name, text in _NO_QUERIES.items() if name in {each["algorithm"] for each in found}),
     )
 
 
@@ -68,6 +76,11 @@ def validation(found: Sequence[Mapping[str, Any]]) -> Chart:
         "Validation tasks",
         "Score on the same tasks each time, none of which training sees; the best weights are kept.",
     )
+
+
+def _ends(mean: float, half: float, measure: str) -> dict[str, float]:
+    low, high = mean - half, mean + half
+    return {"low": max(0.0, low), "high": min(1.0, high) if measure == "accuracy" else high}
 
 
 def _over_iterations(
