@@ -61,14 +61,16 @@ def build(kind: type[T], values: Mapping[str, Any], where: str) -> T:
 
 
 def _as_meant(hint: Any, value: Any) -> Any:
-    """Return `value` as its author meant it: `hidden: 400` is a tuple of one, and `fisher: true` a word."""
+    """Return `value` as its author meant it: `hidden: 400`, `layers: head` are tuples of one, `fisher: true` a word."""
     kinds = (hint, *get_args(hint))
     if isinstance(value, bool):
         word = str(value).lower()
         return word if any(get_origin(kind) is Literal and word in get_args(kind) for kind in kinds) else value
-    if isinstance(value, int | float) and not _number_or_several(hint) and any(get_origin(k) is tuple for k in kinds):
-        return (value,)
-    return value
+    if not any(get_origin(kind) is tuple for kind in kinds) or _number_or_several(hint):
+        return value
+    if isinstance(value, str) and str not in kinds:
+        return tuple(part for part in value.split(",") if part)
+    return (value,) if isinstance(value, int | float) else value
 
 
 def _number_or_several(hint: Any) -> bool:
@@ -89,7 +91,7 @@ def _checked(kind: type, values: Mapping[str, Any], where: str) -> dict[str, Any
             number: Any = next(each for each in get_args(hint) if each in (int, float))
             limited: Any = Annotated[number, pydantic.Field(**limits)]
             hint, limits = limited | tuple[limited, ...], {}
-        elif limits and any(get_origin(kind) is Literal for kind in get_args(hint)):
+        elif limits and get_origin(hint) is not tuple and any(get_origin(kind) is Literal for kind in get_args(hint)):
             # The limits are the number's; pydantic cannot put them on a word.
             kinds = get_args(hint)
             each = (Annotated[one, pydantic.Field(**limits)] if one in (int, float) else one for one in kinds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -9,17 +10,18 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from lifelong.cli import main
-from lifelong.errors import DivergedError, InputError
-from lifelong.experiments import meta_tasks
+from lifelong.errors import DivergedError, InputError, StateError
+from lifelong.experiments import meta_build, meta_tasks
 from lifelong.experiments.meta_plan import meta_plan
 from lifelong.experiments.meta_recipe import meta_differences, meta_recipe, meta_record
 from lifelong.experiments.meta_run import MetaRunEvent, Started, meta_events, meta_test
 from lifelong.experiments.run import Every, Finished
 from lifelong.meta import ALGORITHMS, Engine, FewShot
-from lifelong.reports import misses
+from lifelong.reports import misses, protocol
 from lifelong.training.meta_loop import Iteration, Validated, ValidationDiverged
 
 DIGITS: dict[str, Any] = {
@@ -60,6 +62,15 @@ def result_of(values: dict[str, Any], out: Path, **options: Any) -> dict[str, An
     *_, last = meta_events(meta_recipe(values), out, **options)
     assert isinstance(last, Finished)
     return last.result
+
+
+def _pictures(folder: Path) -> Path:
+    """Return `folder` with pictures of 9 x 9 pixels in 10 classes."""
+    for label, number in itertools.product(range(10), range(7)):
+        path = folder / f"kind {label}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (9, 9), 25 * label + number).save(path)
+    return folder
 
 
 def stopped_after(iterations: int, values: dict[str, Any], out: Path) -> None:
@@ -211,7 +222,17 @@ def test_weights_are_a_start_for_a_stream(tmp_path: Path, capsys: pytest.Capture
         ({"ways": 3}, r"ways = 3 is more than the 2 classes of validation tasks: .* set validation_classes"),
         ({"algorithm": "mamml"}, "unknown algorithm 'mamml', did you mean 'maml'?"),
         ({"algorithm": {"name": "anil", "rats": 1}}, "algorithm anil has no setting 'rats', did you mean 'rate'?"),
-        ({"data": "sinusoids", "algorithm": "protonet"}, "algorithm protonet needs classes, and sinusoids have none"),
+        ({"ways": 1}, "recipe: ways = 1 should be greater than or equal to 2"),
+        ({"test_tasks": 1}, "recipe: test_tasks = 1 should be greater than or equal to 2"),
+        ({"train_classes": 4, "test_classes": 9}, "digits has 10 classes, which do not suffice for train_classes = 4"),
+        (
+            {"validation_classes": 11},
+            "do not suffice for train_classes = 5, validation_classes = 11 and test_classes = 0",
+        ),
+        ({"algorithm": {"name": "anil", "layers": []}}, "algorithm anil: layers = .* at least 1 item"),
+        ({"algorithm": {"name": "anil", "layers": "haed"}}, "layers.0 = 'haed' should be 'trunk' or 'head'"),
+        ({"data": "digits,", "train_classes": None, "validation_classes": None}, "data = 'digits,' has no name before"),
+        ({"evaluate_on": "validation", "validation_classes": 0}, "needs such tasks: set validation_classes"),
         ({"train_classes": 9}, "digits has 10 classes, which do not suffice for train_classes = 9"),
         ({"shots": 500}, r"class \d has \d+ samples, and shots \+ queries = 500 \+ 5 are needed of each"),
         ({"algorithm": "protonet", "statistics": "per-step"}, "algorithm protonet keeps no statistics per-step"),
@@ -230,6 +251,20 @@ def test_bad_input_is_one_line(changes: dict[str, Any], message: str, tmp_path: 
         result_of({**DIGITS, **changes}, tmp_path / "run")
     # The recipe that is put right may have the folder.
     assert not (tmp_path / "run" / "recipe.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"algorithm": "protonet"}, "algorithm protonet needs classes, and sinusoids have none"),
+        ({"rotations": "all"}, "rotations = all means nothing for sinusoids"),
+        ({"ways": 3}, "ways = 3 means nothing for sinusoids"),
+        ({"train_classes": 3}, "train_classes = 3 means nothing for sinusoids"),
+    ],
+)
+def test_sinusoids_have_no_classes(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        meta_build.algorithm(meta_recipe({**WAVES, **changes}))
 
 
 def test_divergence_is_told_with_task_step_and_rate(tmp_path: Path) -> None:
@@ -281,16 +316,69 @@ def test_adaptation_that_diverges_in_looks_and_tests_is_told_and_what_was_traine
 
 def test_another_head_is_refused_in_a_test(tmp_path: Path) -> None:
     result_of(DIGITS, tmp_path / "run")
-    with pytest.raises(
-        InputError, match=r"head\.weight has the shape \[2, 16\] .* as many ways in tests as in training"
-    ):
+    with pytest.raises(InputError, match="ways = 3: the head that maml learned has 2 outputs"):
         meta_test(tmp_path / "run", {"ways": 3, "train_classes": 4, "validation_classes": 3})
+    with pytest.raises(
+        InputError, match=r"trunk\.1\.weight has the shape \[16, 64\] in .*: test on samples of the size"
+    ):
+        meta_test(tmp_path / "run", {"data": f"{_pictures(tmp_path / 'pictures')}"})
     with pytest.raises(InputError, match="holds no finished meta-training"):
         meta_test(tmp_path, {})
     for broken in ("[]", '"text"', "{"):
         (tmp_path / "run" / "recipe.json").write_text(broken)
         with pytest.raises(InputError, match="holds no finished meta-training"):
             meta_test(tmp_path / "run", {})
+
+
+def test_damaged_weights_are_told(tmp_path: Path) -> None:
+    result_of({**DIGITS, "iterations": 1}, tmp_path)
+    whole = (tmp_path / "meta.safetensors").read_bytes()
+    (tmp_path / "meta.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(StateError, match=r"meta\.safetensors is damaged"):
+        meta_test(tmp_path, {})
+
+
+def test_a_result_that_is_none_is_told(tmp_path: Path) -> None:
+    result_of({**DIGITS, "iterations": 1}, tmp_path)
+    (tmp_path / "result.json").write_text('{"kind": "meta"}')
+    with pytest.raises(StateError, match=r"result\.json is not the result of a meta-training; remove it"):
+        result_of({**DIGITS, "iterations": 1}, tmp_path, resume=True)
+
+
+def test_a_test_has_other_ways_and_shots_than_training(tmp_path: Path) -> None:
+    result_of({**DIGITS, "algorithm": "protonet", "train_classes": 3, "test_classes": 5, "iterations": 2}, tmp_path)
+    found = meta_test(tmp_path, {"ways": 5, "shots": 1})  # more than there are classes to train or to validate on
+    assert (found["recipe"]["train_ways"], found["recipe"]["train_shots"]) == (2, 2)
+    assert protocol(found) == "5-way 1-shot, 5 queries, trained 2-way 2-shot"
+
+
+def test_a_result_tells_which_classes_are_for_what(tmp_path: Path) -> None:
+    found = result_of({**DIGITS, "iterations": 1, "rotations": "all"}, tmp_path)
+    parts = found["classes"]
+    assert [len(parts[name]) for name in ("train", "validation", "test")] == [5, 2, 3]
+    assert sorted(name for part in parts.values() for name in part) == [str(digit) for digit in range(10)]
+
+
+def test_weights_that_need_no_gradient_are_not_meta_learned(tmp_path: Path) -> None:
+    values = {**DIGITS, "model": "meta.problems:half_frozen", "formulation": "auto", "tasks_at_once": "auto"}
+    found = result_of(values, tmp_path)
+    learned = load_file(tmp_path / "meta.safetensors")
+    assert sorted(learned) == ["head.bias", "head.weight", "trunk.3.bias", "trunk.3.weight"]
+    assert found["parameters"] == sum(each.numel() for each in learned.values())
+    whole = load_file(tmp_path / "model.safetensors")
+    for formulation in ("grouped", "columns", "vmap", "loop"):
+        again = meta_test(tmp_path, {"formulation": formulation})
+        assert again["test"] == pytest.approx(found["test"])
+    # The weights that stayed are those that the recipe's seed begins with.
+    begun, _ = meta_build.trunk(meta_recipe(values), torch.zeros(2, 1, 8, 8), 2)
+    assert torch.equal(whole["trunk.1.weight"], begun.state_dict()["1.weight"])
+
+
+def test_a_folder_is_free_again_where_nothing_was_learned_before_divergence(tmp_path: Path) -> None:
+    values = {**DIGITS, "algorithm": {"name": "maml", "rate": 1e30, "steps": 3}}
+    with pytest.raises(DivergedError):
+        result_of(values, tmp_path / "run")
+    assert result_of({**values, "algorithm": "maml"}, tmp_path / "run")["iterations"] == 12
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -399,10 +487,13 @@ def test_the_command_trains_tests_and_draws(tmp_path: Path, capsys: pytest.Captu
         assert main(["report", str(tmp_path / "runs"), "-o", str(tmp_path / name)]) == 2
         assert "the page of meta-trainings has no form in Markdown" in capsys.readouterr().err
         assert not (tmp_path / name).exists()
-    assert main(["meta", "test", str(tmp_path / "runs" / "fomaml" / "seed-0"), "--test-tasks", "7", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["test_tasks"] == 7
+    other = tmp_path / "other.json"
+    words = [str(tmp_path / "runs" / "fomaml" / "seed-0"), "--test-tasks", "7", "--out", str(other), "--json"]
+    assert main(["meta", "test", *words]) == 0
+    assert json.loads(capsys.readouterr().out)["test_tasks"] == json.loads(other.read_text())["test_tasks"] == 7
+    assert not (tmp_path / "runs" / "fomaml" / "seed-0" / "test.json").exists()
     assert main(["meta", "test", str(tmp_path / "runs" / "protonet" / "seed-0")]) == 0
-    assert "2-way 2-shot, 5 queries, transductive, rotated in training, trained 3-way" in capsys.readouterr().out
+    assert "2-way 2-shot, 5 queries, rotated in training, trained 3-way" in capsys.readouterr().out
     assert main(["meta", "train", "--out", str(tmp_path / "runs" / "fomaml" / "seed-0")]) == 2
     assert "holds a run of another recipe" in capsys.readouterr().err
     assert main(["meta", "tset", "x"]) == 2
@@ -423,6 +514,41 @@ def test_a_row_that_diverges_leaves_the_others(tmp_path: Path, capsys: pytest.Ca
     assert main(["meta", "train", str(recipe), "--algorithms", "maml", "--out", str(tmp_path / "none"), "--json"]) == 2
     assert capsys.readouterr().out == ""
     assert not (tmp_path / "none" / "report.html").exists()
+
+
+def test_a_wrong_row_is_named_before_any_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe, out = tmp_path / "recipe.yaml", tmp_path / "runs"
+    recipe.write_text(json.dumps({**DIGITS, "algorithms": {"protonet": {}, "maml": {"rate": -1}}}))
+    assert main(["meta", "train", str(recipe), "--out", str(out)]) == 2
+    assert "error: maml/seed-0: algorithm maml: rate = -1 should be greater than 0" in capsys.readouterr().err
+    assert not out.exists()
+    # What only the data can tell ends the work when its turn comes, and what is done has its page.
+    recipe.write_text(json.dumps({**DIGITS, "algorithms": {"protonet": {}, "maml": {"shots": 900}}}))
+    assert main(["meta", "train", str(recipe), "--iterations", "2", "--out", str(out)]) == 2
+    assert "error: maml/seed-0: class " in capsys.readouterr().err
+    assert (out / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", "{out}/recipe.yaml", "--out", "{out}/run"], "is a comparison of methods: lifelong compare"),
+        (["train", "--experiments", "a", "--out", "{out}/run"], "--experiments a chooses among those of a recipe"),
+        (["test", "{out}", "--lr", "0.1"], "--lr is of training: leave it out of a test"),
+        (["test", "{out}", "--optimizer.momentum", "0.1"], "--optimizer is of training"),
+    ],
+)
+def test_words_that_do_nothing_are_refused(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "recipe.yaml").write_text("methods: [ewc]")
+    assert main(["meta", *(word.format(out=tmp_path) for word in words)]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_listed_equation_is_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "meta", "matching-net"]) == 0
+    assert "[y_i = c]" in capsys.readouterr().out
 
 
 def test_all_algorithms_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

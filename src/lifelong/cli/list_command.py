@@ -40,6 +40,7 @@ def main(arguments: Namespace) -> int:
         print(json.dumps(found if arguments.kind is None else found[arguments.kind]))
         return 0
     from rich.console import Console
+    from rich.markup import escape
 
     from lifelong.methods.overview import spelled
 
@@ -49,7 +50,7 @@ def main(arguments: Namespace) -> int:
         if kind == "methods":
             _print_methods(console, list(entries))
         for name, entry in entries.items():
-            console.print(f"  [cyan]{name}[/cyan]: {entry['meaning']}", soft_wrap=True)
+            console.print(f"  [cyan]{name}[/cyan]: {escape(entry['meaning'])}", soft_wrap=True)
             if entry.get("boundaries_unless"):
                 console.print(f"      without task boundaries: {spelled(entry['boundaries_unless'])}", soft_wrap=True)
             if entry.get("alone"):

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lifelong.cli.arguments import Parser, Values, add_recipe, recipe_values
 from lifelong.errors import DivergedError, InputError, unknown
 from lifelong.experiments.meta_recipe import META_NESTED, MetaRecipe
 
+if TYPE_CHECKING:
+    from lifelong.experiments.meta_plan import PlannedMeta
+
 _ACTIONS = ("train", "test")
+
+# What tests have no use for.
+_OF_TRAINING = (
+    *("iterations", "tasks", "optimizer", "optimizer_settings", "lr", "schedule", "warmup", "clip"),
+    *("validate_every", "validation_tasks", "patience", "train_ways", "train_shots", "train_queries"),
+)
 
 
 def configure(parser: Parser) -> None:
@@ -21,7 +31,7 @@ def configure(parser: Parser) -> None:
     parser.usage = (
         "lifelong meta train [RECIPE.yaml] [--algorithm maml --data omniglot --ways 5 --shots 1 ...] --out DIR "
         "[--resume]\n"
-        "       lifelong meta test DIR [--ways N --shots N --queries N --test-tasks N ...] [--json]"
+        "       lifelong meta test DIR [--ways N --shots N --queries N --test-tasks N ...] [--out FILE] [--json]"
     )
     parser.add_argument("action", help="train or test")
     parser.add_argument("path", nargs="?", help="train: YAML file of settings, which options override; test: DIR")
@@ -34,7 +44,11 @@ def configure(parser: Parser) -> None:
         help="train: how many seeds from 0: 3; or a list: 0,1,2, or 7, (with a comma) for one alone (default: the "
         "recipe's, or 1)",
     )
-    parser.add_argument("--out", help="train: folder for results and weights; finished trainings are kept")
+    parser.add_argument(
+        "--out",
+        help="train: folder for results and weights; finished trainings are kept. test: file for the result, which is "
+        "replaced (default DIR/test.json)",
+    )
     parser.add_argument("--resume", action="store_true", help="train: go on from the last checkpoint in the folder")
     parser.add_argument(
         "--checkpoint-every", default="60s", metavar="N|Ns", help="save every N iterations or N seconds (default 60s)"
@@ -50,47 +64,79 @@ def main(arguments: Namespace) -> int:
 
 
 def _train(arguments: Namespace) -> int:
-    from lifelong.cli.meta_progress import watching
-    from lifelong.experiments.meta_plan import PlannedMeta, is_plan, meta_plan
-    from lifelong.experiments.meta_recipe import meta_recipe
-    from lifelong.experiments.meta_run import meta_events
-    from lifelong.experiments.plan import merged
-    from lifelong.experiments.run import Every, Finished
-    from lifelong.yaml_file import read_yaml
+    from lifelong.experiments.meta_build import algorithm
 
     if arguments.out is None:
         raise InputError("train needs --out, the folder for results and weights")
+    planned, several = _planned(arguments)
+    for each in planned:
+        with _named(each.name):
+            algorithm(each.recipe)  # before the first is trained, which may take hours
+    out = Path(arguments.out)
+    found, failures = _trained(planned, out, arguments.resume or several, arguments.checkpoint_every)
+    if found:
+        _show(found, out, arguments.json, several)
+    for failure in failures:
+        print(f"lifelong: error: {failure}", file=sys.stderr)
+    return 2 if failures else 0
+
+
+def _planned(arguments: Namespace) -> tuple[list[PlannedMeta], bool]:
+    """Return what is to be trained, and whether it is several trainings, each in a folder of its own."""
+    from lifelong.experiments.meta_plan import PlannedMeta, is_plan, meta_plan
+    from lifelong.experiments.meta_recipe import meta_recipe
+    from lifelong.experiments.plan import merged
+    from lifelong.yaml_file import read_yaml
+
     base = read_yaml(Path(arguments.path)) if arguments.path else {}
     given = recipe_values(arguments, MetaRecipe, META_NESTED)
+    if "methods" in base:
+        raise InputError(f"{arguments.path} is a comparison of methods: lifelong compare {arguments.path} --out DIR")
+    if arguments.experiments is not None and "experiments" not in base:
+        raise InputError(f"--experiments {arguments.experiments} chooses among those of a recipe, and there are none")
     if arguments.seeds is not None:
         base = {**base, "seeds": arguments.seeds}
     rows, experiments = (names.split(",") if names else None for names in (arguments.algorithms, arguments.experiments))
-    several = is_plan(base) or rows is not None
-    if several and ("seed" in given or "algorithm" in given):
+    if not is_plan(base) and rows is None:
+        return [PlannedMeta("", meta_recipe(merged(base, given)))], False
+    if "seed" in given or "algorithm" in given:
         raise InputError("several trainings have algorithms and seeds of their own: say --algorithms A,B and --seeds N")
-    if several:
-        planned = meta_plan(base, given, algorithms=rows, experiments=experiments)
-    else:
-        planned = [PlannedMeta("", meta_recipe(merged(base, given)))]
-    every, out, resume = Every.parse(arguments.checkpoint_every), Path(arguments.out), arguments.resume or several
-    found: list[Values] = []
-    failures: list[str] = []
+    return meta_plan(base, given, algorithms=rows, experiments=experiments), True
+
+
+def _trained(
+    planned: Sequence[PlannedMeta], out: Path, resume: bool, checkpoint_every: str
+) -> tuple[list[Values], list[str]]:
+    """Return the results of what could be trained, and why the others could not."""
+    from lifelong.cli.meta_progress import watching
+    from lifelong.experiments.meta_run import meta_events
+    from lifelong.experiments.run import Every, Finished
+
+    every, found, failures = Every.parse(checkpoint_every), list[Values](), list[str]()
     with watching(len(planned)) as watcher:
         for each in planned:
-            name, folder = each.name or each.recipe.algorithm, out / each.folder
+            name = each.name or each.recipe.algorithm
             try:
-                for event in meta_events(each.recipe, folder, resume=resume, checkpoint_every=every):
+                for event in meta_events(each.recipe, out / each.folder, resume=resume, checkpoint_every=every):
                     watcher.see(name, each.recipe, event)
                     if isinstance(event, Finished):
                         expected = {"expected": list(each.expected)} if each.expected else {}
                         found.append({**event.result, "name": name, **expected})
             except DivergedError as error:
                 failures.append(f"{name}: {error}")
-    if found:
-        _show(found, out, arguments.json, several)
-    for failure in failures:
-        print(f"lifelong: error: {failure}", file=sys.stderr)
-    return 2 if failures else 0
+            except InputError as error:
+                failures.append(f"{each.name}: {error}" if each.name else str(error))
+                break  # to be put right first: the others are likely to have the same
+    return found, failures
+
+
+@contextlib.contextmanager
+def _named(row: str) -> Iterator[None]:
+    """Have errors name the `row` of a recipe that they are about."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{row}: {error}" if row else str(error)) from error
 
 
 def _show(found: Sequence[Values], out: Path, as_json: bool, several: bool) -> None:
@@ -120,8 +166,13 @@ def _test(arguments: Namespace) -> int:
     values = recipe_values(arguments, MetaRecipe, META_NESTED)
     if "model" in values or "model_settings" in values or "algorithm" in values:
         raise InputError("test takes algorithm and model as they were trained: leave --algorithm and --model out")
+    for name in _OF_TRAINING:
+        if name in values:
+            raise InputError(
+                f"--{name.removesuffix('_settings').replace('_', '-')} is of training: leave it out of a test"
+            )
     found = meta_test(folder, values)
-    write_json(folder / "test.json", found)
+    write_json(folder / "test.json" if arguments.out is None else Path(arguments.out), found)
     if arguments.json:
         print(json.dumps(found))
     else:
@@ -135,13 +186,13 @@ def _print(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
 
     from lifelong.reports import protocol
 
-    table = Table("", "tasks", "test tasks", "before", "after", "steps", "calibration error", "ms a task")
+    table = Table("", "tasks", "number", "before", "after", "steps", "calibration error", "ms a task")
     for name, each in rows:
         percent = bool(each["calibration"])
         ends = [_shown(each["test"][place], each["interval"][place], percent) for place in (0, -1)]
         table.add_row(
             name,
-            protocol(each["recipe"]),
+            protocol(each),
             str(each["test_tasks"]),
             *ends,
             str(len(each["test"]) - 1),

@@ -62,11 +62,11 @@ class MetaRecipe:
         0, "draws which classes or domains are which; runs of other seeds share it", ge=0, lt=2**63
     )
     ways: int | None = setting(
-        None, "classes of a task; 5 by default, 2 of built-in data of ten classes, and all those of domains", ge=1
+        None, "classes of a task; 5 by default, 2 of built-in data of ten classes, and all those of domains", ge=2
     )
     shots: int = setting(1, "support samples a class, or points of a sinusoid, 10 by default", ge=1)
     queries: int = setting(1, "query samples a class, or points of a sinusoid, 10 by default", ge=1)
-    train_ways: int | None = setting(None, "ways in training; as in tests by default", ge=1)
+    train_ways: int | None = setting(None, "ways in training; as in tests by default", ge=2)
     train_shots: int | None = setting(None, "shots in training; as in tests by default", ge=1)
     train_queries: int | None = setting(None, "queries in training; as in tests by default", ge=1)
     statistics: Literal["transductive", "support", "per-step"] = setting(
@@ -88,9 +88,9 @@ class MetaRecipe:
     warmup: float = setting(0.0, "share of iterations in which it rises, 0 to 1", ge=0, lt=1)
     clip: float | None = setting(None, "greatest norm of the meta-gradient", gt=0)
     validate_every: int = setting(500, "iterations between looks at validation tasks; the best weights are kept", ge=0)
-    validation_tasks: int = setting(200, "validation tasks, the same each time", ge=1)
+    validation_tasks: int = setting(200, "validation tasks, the same each time", ge=2)
     patience: int | None = setting(None, "end after so many looks without a better score", ge=1)
-    test_tasks: int = setting(600, "test tasks", ge=1)
+    test_tasks: int = setting(600, "test tasks, or validation tasks where these are judged", ge=2)
     evaluate_on: Literal["test", "validation"] = setting("test", "the tasks that the final score is measured on")
     formulation: Literal["auto", "grouped", "columns", "vmap", "loop"] = setting(
         "auto", "how a batch of tasks is computed; measured once by default"
@@ -130,6 +130,8 @@ def meta_recipe(values: Mapping[str, Any]) -> MetaRecipe:
             if name is not None:
                 flat[key] = name
     made = settings.build(MetaRecipe, flat, "recipe")
+    if made.data == SINUSOIDS:
+        _check_sinusoids(made)
     if not made.domains:
         usual = {name: each for name, each in _USUAL.get(made.data, {}).items() if name not in flat}
         own = {**_usual_settings(made), **made.algorithm_settings}
@@ -153,6 +155,20 @@ def _usual_settings(made: MetaRecipe) -> dict[str, Any]:
         return {} if "steps" in made.algorithm_settings else {"test_steps": 1}
     names = [field.name for field in settings.fields(ALGORITHMS[made.algorithm])]
     return {"rate": 0.01} if "rate" in names else {}
+
+
+def _check_sinusoids(made: MetaRecipe) -> None:
+    unset = MetaRecipe()
+    of_samples = ("target", "text", "image_size", "invert", "standardize", "rotations")
+    of_classes = ("train_classes", "validation_classes", "test_classes", "ways", "train_ways")
+    for name in (*of_samples, *of_classes):
+        given = getattr(made, name)
+        # What is recorded of a training has the ways that are usual.
+        if given != getattr(unset, name) and (name, given) != ("ways", _WAYS):
+            raise InputError(
+                f"{name} = {given} means nothing for sinusoids, points of one curve each: leave it out, or name other "
+                "data"
+            )
 
 
 def _check_domains(made: MetaRecipe) -> None:

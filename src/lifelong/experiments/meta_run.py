@@ -25,6 +25,7 @@ from lifelong.experiments.meta_example import example
 from lifelong.experiments.meta_recipe import SINUSOIDS, MetaRecipe, meta_differences, meta_recipe, meta_record
 from lifelong.experiments.run import Every, Finished, claimed, due
 from lifelong.files import write_file, write_json
+from lifelong.meta import ALGORITHMS
 from lifelong.meta.engine import Engine
 from lifelong.meta.episodes import Source
 from lifelong.training import checkpoint, state
@@ -34,6 +35,9 @@ from lifelong.tree import Params
 
 # Points of the training curve that a result holds, each the mean over the iterations since the one before.
 _POINTS = 200
+
+# What a result must have to be shown.
+_SHOWN = {"recipe", "algorithm", "data", "seed", "measure", "test", "interval", "calibration", "curve", "validation"}
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,8 @@ def meta_events(
             return
         tasks = meta_tasks.sources(recipe)
         _judged(recipe, tasks)  # refused now, not when training has ended
+        if recipe.patience is not None and tasks.validation is None:
+            raise InputError(f"patience = {recipe.patience} watches validation tasks: set {_of_validation(recipe)}")
         saved = checkpoint.load_checkpoint(out / "checkpoints")
         how = _as_before(recipe, saved[0]["engine"]) if saved else meta_build.choose_engine(recipe, tasks, made)
         training = meta_build.training(recipe, tasks, made, how)
@@ -194,6 +200,8 @@ def _finish(
         "iterations": training.iteration,
         "best_validation": training.best,
         **test_record(found),
+        "batch_norm": training.problem.network.normalises,
+        "classes": dict(zip(("train", "validation", "test"), tasks.classes, strict=True)),
         "example": example(training, judged),
         "curve": tally.curve,
         "validation": tally.validation,
@@ -232,14 +240,20 @@ def meta_test(folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
         DivergedError: a task's answers are not finite numbers.
     """
     try:
-        values = json.loads((folder / "recipe.json").read_text())
-        tensors = load((folder / "meta.safetensors").read_bytes())
-        values = {**values}
-    except (OSError, TypeError, ValueError, SafetensorError):
+        values = {**json.loads((folder / "recipe.json").read_text())}
+        stored = (folder / "meta.safetensors").read_bytes()
+    except (OSError, TypeError, ValueError):
         raise InputError(f"{folder} holds no finished meta-training: give the --out of `lifelong meta train`") from None
-    recipe = meta_recipe({**values, **changes})
+    try:
+        tensors = load(stored)
+    except SafetensorError as error:
+        raise StateError(
+            f"{folder / 'meta.safetensors'} is damaged ({error}): train again, into another --out"
+        ) from error
+    trained = meta_recipe(values)
+    recipe = _of_test(trained, meta_recipe({**values, **changes}))
     made = meta_build.algorithm(recipe)
-    _check_unseen(folder, meta_recipe(values), recipe)
+    _check_unseen(folder, trained, recipe)
     tasks = meta_tasks.sources(recipe)
     how = meta_build.whole_engine(recipe) or _test_engine(recipe, tasks)
     training = meta_build.training(recipe, tasks, made, how)
@@ -249,7 +263,31 @@ def meta_test(folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
     tree.copy_(training.meta, meta)
     training.buffers = {name.removeprefix("buffer."): found[name] for name in found.keys() - meta.keys()}
     reached = _tested(recipe, training, settled(training, tasks.train), _judged(recipe, tasks))
-    return {"kind": "meta", "recipe": meta_record(recipe), **test_record(reached), **results.surroundings()}
+    return {
+        "kind": "meta",
+        "recipe": meta_record(recipe),
+        **test_record(reached),
+        "batch_norm": training.problem.network.normalises,
+        **results.surroundings(),
+    }
+
+
+def _of_test(trained: MetaRecipe, asked: MetaRecipe) -> MetaRecipe:
+    """Return `asked` with training as it was in `trained`, of whose validation tasks none are looked at.
+
+    Raises:
+        InputError: other ways, where a head was learned.
+    """
+    if not ALGORITHMS[trained.algorithm].any_ways and asked.ways != trained.ways:
+        raise InputError(f"ways = {asked.ways}: the head that {trained.algorithm} learned has {trained.ways} outputs")
+    return dataclasses.replace(
+        asked,
+        train_ways=None if asked.domains else trained.train_ways or trained.ways,
+        train_shots=trained.train_shots or trained.shots,
+        train_queries=trained.train_queries or trained.queries,
+        validate_every=0,
+        patience=None,
+    )
 
 
 def _check_unseen(folder: Path, trained: MetaRecipe, recipe: MetaRecipe) -> None:
@@ -268,8 +306,12 @@ def _judged(recipe: MetaRecipe, tasks: meta_tasks.Sources) -> Source:
     """Return the tasks that the final score is measured on."""
     judged = tasks.validation if recipe.evaluate_on == "validation" else tasks.test
     if judged is None:
-        raise InputError("evaluate_on validation needs some: set validation_classes")
+        raise InputError(f"evaluate_on validation needs such tasks: set {_of_validation(recipe)}")
     return judged
+
+
+def _of_validation(recipe: MetaRecipe) -> str:
+    return "validation_data" if recipe.domains else "validation_classes"
 
 
 def _tested(recipe: MetaRecipe, training: MetaTraining, buffers: Params, judged: Source) -> Adaptation:
@@ -296,7 +338,7 @@ def read_meta(path: Path) -> dict[str, Any]:
         result = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise StateError(f"{path} is not a readable result: {error}; remove it to run again") from error
-    if not isinstance(result, dict) or result.get("kind") != "meta":
+    if not isinstance(result, dict) or result.get("kind") != "meta" or not result.keys() >= _SHOWN:
         raise StateError(f"{path} is not the result of a meta-training; remove it to run again")
     return result
 
@@ -345,8 +387,8 @@ def _check_shapes(folder: Path, wanted: Params, found: Params) -> None:
             raise InputError(f"{folder} has no {name}: it was trained with another algorithm or network")
         if found[name].shape != each.shape:
             raise InputError(
-                f"{name} has the shape {list(found[name].shape)} in {folder}, and {list(each.shape)} is needed: a head "
-                "that is meta-learned has as many ways in tests as in training"
+                f"{name} has the shape {list(found[name].shape)} in {folder}, and {list(each.shape)} would be needed: "
+                "test on samples of the size and kind that it was trained on (data, image_size, target)"
             )
 
 

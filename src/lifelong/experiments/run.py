@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lifelong import files, tree
 from lifelong.allocator import keep_freed_memory
-from lifelong.errors import InputError
+from lifelong.errors import DivergedError, InputError
 from lifelong.experiments import build, memory
 from lifelong.experiments import result as results
 from lifelong.experiments.recipe import Recipe, differences, record
@@ -160,8 +160,8 @@ def claimed(out: Path, ours: dict[str, Any], differences: Differences, resume: b
         with filelock.FileLock(out / ".lock", timeout=0):
             try:
                 yield
-            except InputError:
-                # Refused before there was a checkpoint: the recipe that is put right may have the folder.
+            except (InputError, DivergedError):
+                # Before there was a checkpoint: the recipe that is put right may have the folder.
                 names = ("recipe.json", "events.jsonl", ".lock")
                 if {each.name for each in out.iterdir()} <= set(names):
                     for name in names:
