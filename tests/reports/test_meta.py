@@ -105,6 +105,8 @@ def test_the_page_has_the_split_and_every_recipe(tmp_path: Path) -> None:
     assert page.count(">zero, one<") == 1  # once for both that share it
     assert ">30: c0, c1, " in page
     assert page.count('download="recipe.yaml"') == 3
+    alone = write_meta_report(found[:2], tmp_path / "alone.html").read_text()
+    assert '<th scope="row">all</th>' in alone
     rows = (tmp_path / "page" / "adaptation.csv").read_text().splitlines()
     assert rows[-1] == "c,1,1.0,0.98,1.0"  # no share is above one
 

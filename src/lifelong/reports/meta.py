@@ -109,7 +109,8 @@ def _splits(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Cell]]]:
         cells: list[Cell] = [(_listed(parts[name]), len(parts[name])) for name in _PARTS if name in parts]
         if any(number for _, number in cells) and cells not in rows.values():
             rows[each["name"]] = cells
-    return list(rows.items())
+    # Most pages have one split alone, which is of all trainings.
+    return list(rows.items()) if len(rows) > 1 else [("all", cells) for cells in rows.values()]
 
 
 def _listed(names: Sequence[str]) -> str:
