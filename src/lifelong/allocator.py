@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 import platform
 
-# Numbers of glibc's malloc.h.
+# Numbers of glibc's malloc.h, and the largest block that versions before 2.35 can keep.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_ALWAYS = 1 << 25
 
 
 def keep_freed_memory(largest: int = 1 << 28) -> None:
@@ -21,5 +22,12 @@ def keep_freed_memory(largest: int = 1 << 28) -> None:
     """
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)
-        library.mallopt(_M_MMAP_THRESHOLD, largest)
+        if not library.mallopt(_M_MMAP_THRESHOLD, largest):
+            library.mallopt(_M_MMAP_THRESHOLD, _ALWAYS)
         library.mallopt(_M_TRIM_THRESHOLD, 2 * largest)
+
+
+def give_freed_memory_back() -> None:
+    """Have glibc give the system what was freed and kept so far, so that it does not count as in use."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

@@ -62,14 +62,15 @@ def build(kind: type[T], values: Mapping[str, Any], where: str) -> T:
 
 def _as_meant(hint: Any, value: Any) -> Any:
     """Return `value` as its author meant it: `hidden: 400`, `layers: head` are tuples of one, `fisher: true` a word."""
-    kinds = (hint, *get_args(hint))
+    # Of a union its members, of anything else that alone.
+    kinds = (hint,) if get_origin(hint) in (tuple, Literal) else (hint, *get_args(hint))
     if isinstance(value, bool):
         word = str(value).lower()
         return word if any(get_origin(kind) is Literal and word in get_args(kind) for kind in kinds) else value
     if not any(get_origin(kind) is tuple for kind in kinds) or _number_or_several(hint):
         return value
-    if isinstance(value, str) and str not in kinds:
-        return tuple(part for part in value.split(",") if part)
+    if isinstance(value, str) and value and not any(kind is str or get_origin(kind) is Literal for kind in kinds):
+        return tuple(part.strip() for part in value.split(",") if part)
     return (value,) if isinstance(value, int | float) else value
 
 

@@ -124,6 +124,13 @@ def test_tables(tmp_path: Path, ending: str) -> None:
     assert both.tolist() == list(range(20))
 
 
+def test_rows_are_counted_whatever_a_table_calls_them(tmp_path: Path) -> None:
+    table = pandas.DataFrame({"a": ["1", "2", "oops", "4"], "kind": ["x", "y", "x", "y"]}, index=list("pqrs"))
+    table.to_parquet(tmp_path / "rows.parquet")
+    with pytest.raises(InputError, match=r"rows.parquet, row 3: column 'a' holds 'oops' among numbers"):
+        load(str(tmp_path / "rows.parquet"), target="kind")
+
+
 @pytest.mark.parametrize(
     ("change", "target", "says"),
     [

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+import sys
 
-from lifelong.experiments import build
+import pytest
+import torch
+
+from lifelong.allocator import keep_freed_memory
+from lifelong.experiments import build, memory
 from lifelong.experiments.recipe import recipe
 from lifelong.experiments.run import run
 
@@ -36,3 +40,12 @@ def test_a_buffer_is_part_of_the_method_and_counted_once(method: str) -> None:
 def test_without_samples_none_are_counted(method: str) -> None:
     memory = kept(method)
     assert memory["stored_samples"] == memory["stored_bytes"] == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no high-water mark that can be set back")
+def test_what_was_freed_before_a_run_is_none_of_its_memory() -> None:
+    keep_freed_memory()
+    torch.ones(50_000_000)  # 200 MB, freed at once
+    before = memory.peak_bytes()
+    memory.reset_peak()
+    assert memory.peak_bytes() < before - 150_000_000

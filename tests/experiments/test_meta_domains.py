@@ -217,6 +217,18 @@ def test_names_by_commas_are_names_on_the_command_line(capsys: pytest.CaptureFix
     assert "domain b is named more than once among data, validation_data and test_data" in capsys.readouterr().err
 
 
+def test_a_test_may_name_the_classes_that_domains_have(tmp_path: Path) -> None:
+    names = [f"{tmp_path}/{'much ' * 20}{place}.csv" for place in range(5)]  # together longer than a path can be
+    for place, name in enumerate(names):
+        rows = [f"{number / 8 + place},{number}.5,{'ab'[number % 2]}" for number in range(12)]
+        Path(name).write_text("\n".join(["x,y,label", *rows]))
+    unset = dict.fromkeys(("ways", "validation_classes", "test_classes"))
+    result_of({**FEW, **unset, "data": ",".join(names), "algorithm": "maml"}, tmp_path / "run")
+    assert meta_test(tmp_path / "run", {"ways": 2})["test"] == meta_test(tmp_path / "run", {})["test"]
+    with pytest.raises(InputError, match="ways = 3 does not fit domains of 2 classes"):
+        meta_test(tmp_path / "run", {"ways": 3})
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

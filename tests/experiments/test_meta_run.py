@@ -22,6 +22,7 @@ from lifelong.experiments.meta_run import MetaRunEvent, Started, meta_events, me
 from lifelong.experiments.run import Every, Finished
 from lifelong.meta import ALGORITHMS, Engine, FewShot
 from lifelong.reports import misses, protocol
+from lifelong.training.meta_evaluation import evaluate
 from lifelong.training.meta_loop import Iteration, Validated, ValidationDiverged
 
 DIGITS: dict[str, Any] = {
@@ -369,9 +370,35 @@ def test_weights_that_need_no_gradient_are_not_meta_learned(tmp_path: Path) -> N
     for formulation in ("grouped", "columns", "vmap", "loop"):
         again = meta_test(tmp_path, {"formulation": formulation})
         assert again["test"] == pytest.approx(found["test"])
+    # Other test tasks are answered with the weights that stayed as well.
+    recipe = meta_recipe(values)
+    tasks, how = meta_tasks.sources(recipe), Engine("columns", 2)
+    training = meta_build.training(recipe, tasks, meta_build.algorithm(recipe), how)
+    judged = evaluate(
+        training.algorithm, training.problem, how, learned, {}, tasks.test, tasks=20, seed=5, purpose="test"
+    )
+    assert meta_test(tmp_path, {"seed": 5})["test"] == pytest.approx(judged.score)
     # The weights that stayed are those that the recipe's seed begins with.
-    begun, _ = meta_build.trunk(meta_recipe(values), torch.zeros(2, 1, 8, 8), 2)
+    begun, _ = meta_build.trunk(recipe, torch.zeros(2, 1, 8, 8), 2)
     assert torch.equal(whole["trunk.1.weight"], begun.state_dict()["1.weight"])
+
+
+def test_what_adapts_must_have_weights() -> None:
+    recipe = meta_recipe({**DIGITS, "algorithm": {"name": "anil", "layers": "trunk"}, "model": {"hidden": []}})
+    with pytest.raises(InputError, match="algorithm anil learns what is below the head: give it weights"):
+        meta_build.problem(recipe, meta_tasks.sources(recipe), "loop")
+
+
+def test_the_recipe_of_a_test_can_be_taken_back(tmp_path: Path) -> None:
+    for place, values in enumerate((DIGITS, WAVES)):
+        result_of({**values, "iterations": 1}, tmp_path / str(place))
+        assert meta_recipe(meta_test(tmp_path / str(place), {"shots": 3})["recipe"]).shots == 3
+
+
+def test_the_error_is_told_where_a_folder_cannot_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DivergedError, match="with rate = "):
+        result_of({**DIGITS, "algorithm": {"name": "maml", "rate": 1e30, "steps": 3}}, Path())
 
 
 def test_a_folder_is_free_again_where_nothing_was_learned_before_divergence(tmp_path: Path) -> None:
@@ -536,6 +563,12 @@ def test_a_wrong_row_is_named_before_any_is_trained(tmp_path: Path, capsys: pyte
         (["train", "--experiments", "a", "--out", "{out}/run"], "--experiments a chooses among those of a recipe"),
         (["test", "{out}", "--lr", "0.1"], "--lr is of training: leave it out of a test"),
         (["test", "{out}", "--optimizer.momentum", "0.1"], "--optimizer is of training"),
+        (["test", "{out}", "--seeds", "3"], "--seeds is of training"),
+        (["test", "{out}", "--resume"], "--resume is of training"),
+        (["test", "{out}", "--out", "{out}"], "is a folder: name a file, such as {out}/test.json"),
+        (["test", "{out}", "--out", ""], "is a folder: name a file"),
+        (["test", "{out}", "--out", "{out}/none/test.json"], "there is no folder {out}/none"),
+        (["test", "{out}", "--out", "{out}/result.json"], "is what training left: choose another file"),
     ],
 )
 def test_words_that_do_nothing_are_refused(
@@ -543,7 +576,7 @@ def test_words_that_do_nothing_are_refused(
 ) -> None:
     (tmp_path / "recipe.yaml").write_text("methods: [ewc]")
     assert main(["meta", *(word.format(out=tmp_path) for word in words)]) == 2
-    assert said in capsys.readouterr().err
+    assert said.format(out=tmp_path) in capsys.readouterr().err
 
 
 def test_a_listed_equation_is_whole(capsys: pytest.CaptureFixture[str]) -> None:

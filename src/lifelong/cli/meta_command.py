@@ -26,6 +26,11 @@ _OF_TRAINING = (
 )
 
 
+# Files of training.
+_LEFT = ("recipe.json", "result.json", "meta.safetensors", "model.safetensors")
+_OF_COMMAND = ("algorithms", "experiments", "seeds", "resume", "checkpoint_every")
+
+
 def configure(parser: Parser) -> None:
     """Declare the options."""
     parser.usage = (
@@ -51,7 +56,7 @@ def configure(parser: Parser) -> None:
     )
     parser.add_argument("--resume", action="store_true", help="train: go on from the last checkpoint in the folder")
     parser.add_argument(
-        "--checkpoint-every", default="60s", metavar="N|Ns", help="save every N iterations or N seconds (default 60s)"
+        "--checkpoint-every", metavar="N|Ns", help="train: save every N iterations or N seconds (default 60s)"
     )
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output, nothing else there")
 
@@ -73,7 +78,7 @@ def _train(arguments: Namespace) -> int:
         with _named(each.name):
             algorithm(each.recipe)  # before the first is trained, which may take hours
     out = Path(arguments.out)
-    found, failures = _trained(planned, out, arguments.resume or several, arguments.checkpoint_every)
+    found, failures = _trained(planned, out, arguments.resume or several, arguments.checkpoint_every or "60s")
     if found:
         _show(found, out, arguments.json, several)
     for failure in failures:
@@ -117,15 +122,16 @@ def _trained(
         for each in planned:
             name = each.name or each.recipe.algorithm
             try:
-                for event in meta_events(each.recipe, out / each.folder, resume=resume, checkpoint_every=every):
-                    watcher.see(name, each.recipe, event)
-                    if isinstance(event, Finished):
-                        expected = {"expected": list(each.expected)} if each.expected else {}
-                        found.append({**event.result, "name": name, **expected})
+                with _named(each.name):
+                    for event in meta_events(each.recipe, out / each.folder, resume=resume, checkpoint_every=every):
+                        watcher.see(name, each.recipe, event)
+                        if isinstance(event, Finished):
+                            expected = {"expected": list(each.expected)} if each.expected else {}
+                            found.append({**event.result, "name": name, **expected})
             except DivergedError as error:
                 failures.append(f"{name}: {error}")
             except InputError as error:
-                failures.append(f"{each.name}: {error}" if each.name else str(error))
+                failures.append(str(error))
                 break  # to be put right first: the others are likely to have the same
     return found, failures
 
@@ -166,18 +172,35 @@ def _test(arguments: Namespace) -> int:
     values = recipe_values(arguments, MetaRecipe, META_NESTED)
     if "model" in values or "model_settings" in values or "algorithm" in values:
         raise InputError("test takes algorithm and model as they were trained: leave --algorithm and --model out")
-    for name in _OF_TRAINING:
-        if name in values:
+    given = {*values, *(name for name in _OF_COMMAND if getattr(arguments, name) not in (None, False))}
+    for name in (*_OF_TRAINING, *_OF_COMMAND):
+        if name in given:
             raise InputError(
                 f"--{name.removesuffix('_settings').replace('_', '-')} is of training: leave it out of a test"
             )
+    out = folder / "test.json" if arguments.out is None else _new_file(Path(arguments.out), folder)
     found = meta_test(folder, values)
-    write_json(folder / "test.json" if arguments.out is None else Path(arguments.out), found)
+    write_json(out, found)
     if arguments.json:
         print(json.dumps(found))
     else:
         _print([(str(folder), found)])
     return 0
+
+
+def _new_file(out: Path, folder: Path) -> Path:
+    """Return `out`, which a test may write.
+
+    Raises:
+        InputError: a folder, in one that is not there, or what training left in `folder`.
+    """
+    if out.is_dir() or not out.name:
+        raise InputError(f"--out {out} is a folder: name a file, such as {out / 'test.json'}")
+    if not out.parent.is_dir():
+        raise InputError(f"--out {out}: there is no folder {out.parent}")
+    if out.name in _LEFT and out.resolve().parent == folder.resolve():
+        raise InputError(f"--out {out} is what training left: choose another file")
+    return out
 
 
 def _print(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> None:

@@ -170,10 +170,10 @@ def _refuse_stray_words(path: Path, table: Any, column: str) -> None:
     """Raise `InputError` for a column of numbers, but for less than half of its cells."""
     import pandas
 
-    cells = table[column].dropna()
-    stray = cells[pandas.to_numeric(cells, errors="coerce").isna()]
-    if 0 < 2 * len(stray) < len(cells):
-        row, word = next(stray.items())
+    cells = table[column]
+    stray = np.flatnonzero(cells.notna() & pandas.to_numeric(cells, errors="coerce").isna())
+    if 0 < 2 * len(stray) < cells.count():
+        row, word = stray[0], cells.iloc[stray[0]]
         raise InputError(
             f"table {path}, row {row + 1}: column {column!r} holds {word!r} among numbers: mend or drop it"
         )

@@ -16,6 +16,7 @@ from lifelong.experiments.meta_tasks import Sources
 from lifelong.merging.workers import processors
 from lifelong.meta import ALGORITHMS, FewShot, MetaLearner, Problem, engine, task_network
 from lifelong.meta.engine import Engine
+from lifelong.meta.inner_loop import InnerLoop
 from lifelong.meta.network import Formulation
 from lifelong.models.network import feature_width
 from lifelong.training.meta_loop import MetaSchedule, MetaTraining
@@ -39,6 +40,12 @@ def algorithm(recipe: MetaRecipe) -> MetaLearner:
         able = ", ".join(name for name, kind in ALGORITHMS.items() if kind.per_step)
         raise InputError(
             f"algorithm {recipe.algorithm} keeps no statistics per-step: take transductive, or one of {able}"
+        )
+    if not made.any_ways and recipe.train_ways not in (None, recipe.ways):
+        able = ", ".join(name for name, each in ALGORITHMS.items() if each.any_ways)
+        raise InputError(
+            f"train_ways = {recipe.train_ways}: the head that {recipe.algorithm} learns has as many outputs in "
+            f"training as in tests, ways = {recipe.ways}; training has other numbers of classes with {able}"
         )
     layers = models.layers_on_features(recipe.model or "mlp", recipe.model_settings)
     if made.needs_trunk and layers is not None and not layers:
@@ -72,17 +79,13 @@ def problem(recipe: MetaRecipe, tasks: Sources, formulation: Formulation) -> Pro
     """Return what is to be learned, in `formulation`."""
     sample = tasks.train.sample()
     body, head = trunk(recipe, sample, tasks.test.outputs)
-    if ALGORITHMS[recipe.algorithm].needs_trunk and not any(each.requires_grad for each in body.parameters()):
+    network = task_network(body, head, sample, formulation=formulation, statistics=recipe.statistics)
+    made = algorithm(recipe)
+    needs_trunk = made.needs_trunk and not any(each.requires_grad for each in body.parameters())
+    if needs_trunk or (isinstance(made, InnerLoop) and not made.adapted(network.initial())):
         raise InputError(
             f"algorithm {recipe.algorithm} learns what is below the head: give it weights that are trained"
         )
-    if not ALGORITHMS[recipe.algorithm].any_ways and recipe.train_ways not in (None, recipe.ways):
-        able = ", ".join(name for name, each in ALGORITHMS.items() if each.any_ways)
-        raise InputError(
-            f"train_ways = {recipe.train_ways}: the head that {recipe.algorithm} learns has as many outputs in "
-            f"training as in tests, ways = {recipe.ways}; training has other numbers of classes with {able}"
-        )
-    network = task_network(body, head, sample, formulation=formulation, statistics=recipe.statistics)
     classes = tasks.train.labels if isinstance(tasks.train, FewShot) else 0
     return Problem(network, tasks.train.loss, tasks.train.score, classes, shared_labels=recipe.domains)
 

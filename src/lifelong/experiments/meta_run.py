@@ -37,7 +37,10 @@ from lifelong.tree import Params
 _POINTS = 200
 
 # What a result must have to be shown.
-_SHOWN = {"recipe", "algorithm", "data", "seed", "measure", "test", "interval", "calibration", "curve", "validation"}
+_SHOWN = {
+    *("recipe", "algorithm", "data", "seed", "measure", "test", "interval", "calibration", "curve", "validation"),
+    *("test_tasks", "seconds_per_task", "iterations", "seconds", "tasks_per_second", "memory"),
+}
 
 
 @dataclass(frozen=True)
@@ -254,9 +257,11 @@ def meta_test(folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
     recipe = _of_test(trained, meta_recipe({**values, **changes}))
     made = meta_build.algorithm(recipe)
     _check_unseen(folder, trained, recipe)
-    tasks = meta_tasks.sources(recipe)
-    how = meta_build.whole_engine(recipe) or _test_engine(recipe, tasks)
-    training = meta_build.training(recipe, tasks, made, how)
+    # Weights that are not meta-learned are what the seed of training made of them; that of a test draws its tasks.
+    as_built = dataclasses.replace(recipe, seed=trained.seed)
+    tasks = meta_tasks.sources(as_built)
+    how = meta_build.whole_engine(as_built) or _test_engine(as_built, tasks)
+    training = meta_build.training(as_built, tasks, made, how)
     found = {name: each.to(next(iter(training.meta.values())).device) for name, each in tensors.items()}
     meta = {name: each for name, each in found.items() if not name.startswith("buffer.")}
     _check_shapes(folder, training.meta, meta)
@@ -278,11 +283,12 @@ def _of_test(trained: MetaRecipe, asked: MetaRecipe) -> MetaRecipe:
     Raises:
         InputError: other ways, where a head was learned.
     """
-    if not ALGORITHMS[trained.algorithm].any_ways and asked.ways != trained.ways:
+    without_ways = asked.domains or asked.data == SINUSOIDS
+    if not without_ways and not ALGORITHMS[trained.algorithm].any_ways and asked.ways != trained.ways:
         raise InputError(f"ways = {asked.ways}: the head that {trained.algorithm} learned has {trained.ways} outputs")
     return dataclasses.replace(
         asked,
-        train_ways=None if asked.domains else trained.train_ways or trained.ways,
+        train_ways=None if without_ways else trained.train_ways or trained.ways,
         train_shots=trained.train_shots or trained.shots,
         train_queries=trained.train_queries or trained.queries,
         validate_every=0,

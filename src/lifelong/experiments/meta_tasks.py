@@ -79,14 +79,16 @@ def seen(trained: MetaRecipe, recipe: MetaRecipe) -> list[str]:
     """
     dividing = ("data", "validation_data", "test_data", "target", "train_classes", "validation_classes", "test_classes")
     same = all(getattr(trained, name) == getattr(recipe, name) for name in (*dividing, "rotations", "split_seed"))
-    # `DATA:5-9` are some classes of it.
-    one, other = (_place(re.sub(r":\d+-\d+$", "", each.data)) for each in (trained, recipe))
-    if same or trained.domains != recipe.domains or not (recipe.domains or one == other != SINUSOIDS):
+    if same or trained.domains != recipe.domains or recipe.data == SINUSOIDS:
         return []
     place = 1 if recipe.evaluate_on == "validation" else 2
     if recipe.domains:
         known = {_place(name) for name in _domains(trained)[0]}
         return [name for name in _domains(recipe)[place] if _place(name) in known]
+    # `DATA:5-9` are some classes of it.
+    one, other = (_place(re.sub(r":\d+-\d+$", "", each.data)) for each in (trained, recipe))
+    if one != other:
+        return []
     before, judged = _class_pools(trained)[0][0].names, _class_pools(recipe)[0][place].names
     return [name for name in judged if name in before]
 

@@ -166,7 +166,9 @@ def claimed(out: Path, ours: dict[str, Any], differences: Differences, resume: b
                 if {each.name for each in out.iterdir()} <= set(names):
                     for name in names:
                         (out / name).unlink(missing_ok=True)
-                    out.rmdir()
+                    # The working directory and mount points stay.
+                    with contextlib.suppress(OSError):
+                        out.rmdir()
                 raise
     except filelock.Timeout:
         raise InputError(f"{out} is being written by another process: wait for it, or choose another --out") from None
