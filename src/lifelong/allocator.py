@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import platform
 
-# Numbers of glibc's malloc.h, and the largest block that versions before 2.35 can keep.
+# Numbers of glibc's malloc.h, and bytes of the largest block that its older versions can keep.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _ALWAYS = 1 << 25
 
