@@ -7,18 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from PIL import Image
 
 from lifelong.cli import main
+from lifelong.errors import InputError
+from lifelong.experiments import build
 from lifelong.experiments.meta_recipe import meta_recipe
 from lifelong.experiments.meta_run import meta_events
+from lifelong.experiments.recipe import recipe
 from lifelong.experiments.run import Finished
 
 NETWORK = {"name": "mlp", "hidden": [32]}
 
 
-def meta_trained(out: Path) -> None:
-    """Meta-learn an initialisation from eight of the digits."""
+def meta_trained(out: Path, **changes: Any) -> None:
+    """Meta-learn an initialisation, if not said otherwise from eight of the digits."""
     made = meta_recipe(
         {
             "algorithm": "protonet",
@@ -38,6 +43,7 @@ def meta_trained(out: Path) -> None:
             "tasks_at_once": 8,
             "threads": 1,
             "device": "cpu",
+            **changes,
         }
     )
     assert any(isinstance(event, Finished) for event in meta_events(made, out))
@@ -45,7 +51,7 @@ def meta_trained(out: Path) -> None:
 
 def test_a_comparison_shows_what_the_start_was_worth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     meta_trained(tmp_path / "meta")
-    recipe: dict[str, Any] = {
+    compared: dict[str, Any] = {
         "stream": "split",
         "data": "digits:0-5",
         "scenario": "task",
@@ -64,10 +70,59 @@ def test_a_comparison_shows_what_the_start_was_worth(tmp_path: Path, capsys: pyt
             "fresh": {"method": "feature-extraction", "learn_first": False, "weights": None},
         },
     }
-    (tmp_path / "start.yaml").write_text(yaml.safe_dump(recipe))
+    (tmp_path / "start.yaml").write_text(yaml.safe_dump(compared))
     assert main(["compare", str(tmp_path / "start.yaml"), "--out", str(tmp_path / "runs"), "--json"]) == 0
     runs = json.loads(capsys.readouterr().out)
     reached = {row: [run["average_accuracy"] for run in runs if run["label"] == row] for row in ("from meta", "fresh")}
     assert len(reached["from meta"]) == len(reached["fresh"]) == 2
     assert min(reached["from meta"]) > max(reached["fresh"]) + 0.1
     assert "from meta" in (tmp_path / "runs" / "report.html").read_text()
+
+
+def written(root: Path, paper: int) -> str:
+    """Return a folder of pictures of four classes, whose ink differs from their `paper`."""
+    for label in range(4):
+        for number in range(8):
+            path = root / str(label) / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture = Image.new("L", (6, 6), paper)
+            picture.putpixel((label, number % 6), 255 - paper)
+            picture.save(path)
+    return str(root)
+
+
+def test_a_start_from_inverted_pictures_asks_whether_light_ones_are(tmp_path: Path) -> None:
+    light, dark = (written(tmp_path / f"paper-{paper}", paper) for paper in (250, 5))
+    few = {
+        "train_ways": 2,
+        "shots": 1,
+        "queries": 1,
+        "test_classes": 2,
+        "train_classes": 2,
+        "iterations": 1,
+        "tasks": 1,
+    }
+    for data, start in ((light, "from light"), (dark, "from dark")):
+        meta_trained(tmp_path / start, data=data, **few)
+        found = json.loads((tmp_path / start / "result.json").read_text())
+        assert found["inverted"] == (data == light)
+
+    def inputs(data: str, start: str | None, invert: bool | None = None) -> torch.Tensor:
+        weights = None if start is None else str(tmp_path / start)
+        made = recipe({"stream": "split", "data": data, "tasks": 1, "weights": weights, "invert": invert})
+        return build.stream(made).tasks[0].train.inputs
+
+    plain = inputs(light, None)
+    with pytest.raises(InputError, match="are mostly light: set invert to true"):
+        inputs(light, "from light")
+    assert torch.equal(inputs(light, "from light", False), plain)
+    assert torch.equal(inputs(light, "from light", True), 255 - plain)
+    assert torch.equal(inputs(light, "from dark"), plain)
+    assert torch.equal(inputs(dark, "from light"), inputs(dark, None))
+
+
+def test_only_images_are_inverted(tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text("a,b,label\n" + "".join(f"{row},{row % 3},{row % 2}\n" for row in range(20)))
+    with pytest.raises(InputError, match=r"invert is for images, and .* has \(2,\)"):
+        build.stream(recipe({"stream": "split", "data": str(table), "tasks": 1, "invert": True}))

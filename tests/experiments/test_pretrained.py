@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 import lifelong
-from lifelong import curvature, randomness
+from lifelong import curvature, models, randomness
 from lifelong.errors import InputError
 from lifelong.experiments import build
 from lifelong.experiments.recipe import recipe
@@ -95,6 +95,18 @@ def test_features_are_good_for_importances_the_first_time_too(root: Path, tmp_pa
     settings = {"epochs": 1, "method": "ewc", "method_settings": {"strength": 1.0}}
     first, second = (lifelong.run(**texts(root, model={"learn": "head"}, **settings)) for _ in range(2))
     assert first["accuracy"] == second["accuracy"]
+
+
+@pytest.mark.parametrize("changed", [{"pad": 2}, {"invert": True}])
+def test_kept_features_are_of_the_pictures_as_the_stream_has_them(root: Path, changed: dict[str, Any]) -> None:
+    shared = {"stream": "split", "data": "digits", "tasks": 1, "train_samples": 4}
+    network = {"model": f"hf:{root}/vit", "model_settings": {"learn": "head"}}
+    kept = [build.stream(recipe({**shared, **network, **each})).tasks[0].train for each in ({}, changed)]
+    pictures = build.stream(recipe({**shared, **changed})).tasks[0].train
+    trunk = models.trunk(f"hf:{root}/vit", {"learn": "head"}, tuple(pictures.inputs.shape[1:]), 0).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(kept[1].inputs, trunk(pictures.scaled(pictures.inputs)), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(kept[0].inputs, kept[1].inputs, rtol=1e-3, atol=1e-3)
 
 
 def test_features_are_of_what_was_stored(root: Path) -> None:

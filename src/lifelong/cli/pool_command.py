@@ -49,6 +49,7 @@ def configure(parser: Parser) -> None:
     parser.add_argument("--target", help="nearest: name of the label column, where it is not the usual one")
     parser.add_argument("--text", help="nearest: name of the text column, where it is not the usual one")
     parser.add_argument("--image-size", metavar="SIZE", help="nearest: resize images to so many pixels a side")
+    parser.add_argument("--invert", metavar="true|false", help="nearest: light and dark exchanged, as in the run")
     parser.add_argument("--pad", metavar="PIXELS", help="nearest: zeros around each picture, as in the run")
     parser.add_argument("--count", default="3", metavar="N", help="nearest: how many to name (default 3)")
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output, nothing else there")
@@ -150,7 +151,7 @@ def _nearest(arguments: Namespace) -> tuple[Any, str]:
     from lifelong.merging.pool import Pool
 
     _count(arguments, 0, "nearest takes a folder alone")
-    names = ("data", "model", "target", "text", "image_size", "pad")
+    names = ("data", "model", "target", "text", "image_size", "invert", "pad")
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     absent = next((name for name in ("data", "model") if name not in given), None)
     if absent is not None:

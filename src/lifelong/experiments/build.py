@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,11 +11,12 @@ import torch
 from torch import nn
 
 from lifelong import models, randomness, streams
-from lifelong.data import Dataset, Samples, load
+from lifelong.data import Dataset, load
 from lifelong.data.dataset import NUMBER
 from lifelong.data.features import features
 from lifelong.errors import InputError
 from lifelong.experiments.fixed_heads import fixed_head
+from lifelong.experiments.pictures import arranged
 from lifelong.experiments.recipe import Recipe, read_weights
 from lifelong.learner import Learner
 from lifelong.methods import METHODS, Chain, Method
@@ -27,7 +27,7 @@ from lifelong.models.network import feature_width, without_head
 from lifelong.models.weights import load_trunk
 from lifelong.streams import Scenario, Split, Stream
 from lifelong.streams.assemble import Cut
-from lifelong.streams.transforms import Augment, pad
+from lifelong.streams.transforms import Augment
 from lifelong.training.loop import Schedule
 from lifelong.training.optimizers import make_optimizer, rate_schedule
 
@@ -51,7 +51,7 @@ def stream(recipe: Recipe) -> Stream:
     cut = Cut(recipe.validation, recipe.train_samples, recipe.test_samples, recipe.standardize, recipe.seed)
     learned = recipe.data.split(",") if recipe.stream == "domains" else [recipe.data]
     names = [*learned, *(recipe.unseen.split(",") if recipe.unseen else [])]
-    sets = [_padded(_loaded(recipe, *each), recipe.pad) for each in zip(names, _targets(recipe, names), strict=True)]
+    sets = [arranged(_loaded(recipe, *each), recipe) for each in zip(names, _targets(recipe, names), strict=True)]
     if _only_head(recipe):
         if recipe.stream in ("permuted", "rotated"):
             raise InputError(
@@ -354,12 +354,3 @@ def _head(recipe: Recipe, stream: Stream) -> tuple[HeadKind, bool]:
         needs = "task" if recipe.head == "multi" else "class"
         raise InputError(f"head {recipe.head} needs scenario {needs}, and this stream is {scenario.value}-incremental")
     return recipe.head, masked
-
-
-def _padded(dataset: Dataset, pixels: int) -> Dataset:
-    if pixels == 0:
-        return dataset
-    if dataset.train.inputs.ndim != 4:
-        raise InputError(f"pad is for images, and {dataset.name} has {tuple(dataset.train.inputs.shape[1:])}")
-    train, test = (Samples(pad(each.inputs, pixels), each.targets) for each in (dataset.train, dataset.test))
-    return dataclasses.replace(dataset, train=train, test=test)

@@ -204,6 +204,7 @@ def _finish(
         "best_validation": training.best,
         **test_record(found),
         "batch_norm": training.problem.network.normalises,
+        "inverted": tasks.inverted,
         "classes": dict(zip(("train", "validation", "test"), tasks.classes, strict=True)),
         "example": example(training, judged),
         "curve": tally.curve,

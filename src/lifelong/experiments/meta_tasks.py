@@ -17,6 +17,7 @@ from lifelong.experiments.build import device, featured
 from lifelong.experiments.meta_recipe import SINUSOIDS, MetaRecipe
 from lifelong.meta import FewShot, Sinusoids
 from lifelong.meta.episodes import ClassPool, Source, class_pool, divide, domain_pool, only, turned
+from lifelong.streams.transforms import mostly_light
 
 # Of classes or domains: of those of training, validation and tests.
 Names: TypeAlias = tuple[tuple[str, ...], ...]
@@ -26,13 +27,15 @@ Names: TypeAlias = tuple[tuple[str, ...], ...]
 class Sources:
     """Tasks to train on, to choose by (or None) and to test on; they share no class, or no domain.
 
-    `classes` are the names of those of each, of domains the domains', before any is turned.
+    `classes` are the names of those of each, of domains the domains', before any is turned. `inverted` says whether
+    light and dark are exchanged in pictures.
     """
 
     train: Source
     validation: Source | None
     test: Source
     classes: Names = ((), (), ())
+    inverted: bool = False
 
 
 def sources(recipe: MetaRecipe) -> Sources:
@@ -52,7 +55,7 @@ def sources(recipe: MetaRecipe) -> Sources:
         raise InputError(f"invert is for pictures, and the data has samples of shape {shape}: leave it out")
     if recipe.standardize or (recipe.standardize is None and _are_numbers(recipe, pools[0].inputs)):
         pools = _standardized(pools)
-    invert = _mostly_light(pools[0].inputs) if recipe.invert is None else recipe.invert
+    invert = mostly_light(pools[0].inputs) if recipe.invert is None else recipe.invert
 
     def few_shot(part: ClassPool, ways: int, shots: int, queries: int) -> FewShot:
         return FewShot(part.to(where), ways, shots, queries, invert, domains=recipe.domains)
@@ -65,6 +68,7 @@ def sources(recipe: MetaRecipe) -> Sources:
         few_shot(validation, *asked) if looked_at else None,
         few_shot(test_pool, *asked),
         names,
+        invert,
     )
 
 
@@ -216,7 +220,3 @@ def _sizes(recipe: MetaRecipe, classes: int) -> tuple[int, int, int]:
             f"validation_classes = {sizes[1]} and test_classes = {sizes[2]}"
         )
     return sizes
-
-
-def _mostly_light(inputs: Tensor) -> bool:
-    return inputs.dtype == torch.uint8 and inputs.dim() == 4 and float(inputs[:1000].float().mean()) > 127.5

@@ -34,7 +34,7 @@ _OF_STREAMS = {
 
 # Settings that say which tasks are learned and measured.
 _STREAM = (
-    *("stream", "data", "unseen", "target", "text", "image_size", "scenario", "tasks", *_OF_STREAMS, "pad"),
+    *("stream", "data", "unseen", "target", "text", "image_size", "scenario", "tasks", *_OF_STREAMS, "invert", "pad"),
     *("standardize", "validation", "train_samples", "test_samples", "evaluate_on"),
 )
 
@@ -72,6 +72,9 @@ class Recipe:
     shuffle_classes: bool = setting(False, "split, blurry: draw the order of the classes by the seed")
     blur: float = setting(
         0.1, "blurry: share of each class's training samples that is found outside its task, 0 to 1", ge=0, le=1
+    )
+    invert: bool | None = setting(
+        None, "light and dark of images are exchanged, as meta-training does where they are mostly light"
     )
     pad: int = setting(0, "border of zeros around images, in pixels", ge=0)
     standardize: bool = setting(

@@ -57,6 +57,16 @@ def rotate(images: Tensor, degrees: Tensor) -> Tensor:
     return turned.round_().to(images.dtype) if images.dtype == torch.uint8 else turned.to(images.dtype)
 
 
+def mostly_light(inputs: Tensor) -> bool:
+    """Return whether `inputs` are images of bytes, and the first 1,000 are lighter than half, as written paper is."""
+    return inputs.dtype == torch.uint8 and inputs.dim() == 4 and float(inputs[:1000].float().mean()) > 127.5
+
+
+def invert(images: Tensor) -> Tensor:
+    """Return `images` with light and dark exchanged: 255 - bytes, and 1 - brightness of floating point."""
+    return (255 if images.dtype == torch.uint8 else 1) - images
+
+
 def pad(images: Tensor, pixels: int) -> Tensor:
     """Return `images` `[batch, channels, height, width]` with a border of `pixels` zeros on each side."""
     return F.pad(images, [pixels] * 4)
