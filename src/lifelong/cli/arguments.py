@@ -159,6 +159,8 @@ def size(name: str, text: str) -> int:
 
 
 def _choices(hint: Any) -> list[str]:
+    if bool in get_args(hint):
+        return ["true", "false"]
     return [str(each) for each in get_args(hint) if isinstance(each, str)] or [
         str(inner) for each in get_args(hint) for inner in get_args(each) if isinstance(inner, str)
     ]
