@@ -14,14 +14,14 @@ from lifelong.experiments import compare as comparison
 from lifelong.experiments import run as running
 from lifelong.experiments.compare import Failed
 from lifelong.experiments.plan import plan
-from lifelong.experiments.recipe import recipe
+from lifelong.experiments.recipe import Recipe, recipe
 from lifelong.streams import Stream
 
 
 def run(
     *,
     stream: str | Stream = "permuted",
-    model: str | nn.Module = "mlp",
+    model: str | nn.Module | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     **settings: Any,
@@ -31,7 +31,8 @@ def run(
     Args:
         stream: a kind as on the command line, or a stream made by the functions of `lifelong.streams`.
         model: a name as on the command line, or any classifier; its last linear layer is replaced by the head that the
-            scenario asks for, and the rest is trained in place.
+            scenario asks for, and the rest is trained in place. Without one the network is that of the folder of
+            `weights`, or an MLP.
         out: folder for result, weights and state; None leaves nothing on disk.
         resume: go on from the last checkpoint in `out`.
         settings: those of `lifelong run`, with underscores: `method="ewc"`, `method_settings={"strength": 100}`,
@@ -49,7 +50,7 @@ def run(
         **(
             {"stream": stream} if isinstance(stream, str) else {"scenario": stream.scenario.value, "tasks": len(stream)}
         ),
-        **({"model": model} if isinstance(model, str) else {}),
+        **({} if model is None else {"model": model if isinstance(model, str) else Recipe.model}),
     }
     return running.run(
         recipe(named),

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 
 from lifelong.cli import main
 from lifelong.errors import InputError
@@ -77,6 +78,19 @@ def test_a_comparison_shows_what_the_start_was_worth(tmp_path: Path, capsys: pyt
     assert len(reached["from meta"]) == len(reached["fresh"]) == 2
     assert min(reached["from meta"]) > max(reached["fresh"]) + 0.1
     assert "from meta" in (tmp_path / "runs" / "report.html").read_text()
+
+
+def test_a_stream_without_a_model_has_the_network_that_was_meta_trained(tmp_path: Path) -> None:
+    meta_trained(tmp_path / "meta", model={}, iterations=1)
+    told = json.loads((tmp_path / "meta" / "result.json").read_text())["recipe"]["model"]
+    assert told == {"name": "mlp", "hidden": [40, 40]}
+    assert json.loads((tmp_path / "meta" / "recipe.json").read_text())["model"] == {"name": None}
+    made = recipe({"stream": "split", "weights": str(tmp_path / "meta")})
+    started = build.learner(made, build.stream(made)).model
+    assert torch.equal(started.trunk[3].weight, load_file(tmp_path / "meta" / "model.safetensors")["trunk.3.weight"])
+    assert main(["meta", "test", str(tmp_path / "meta"), "--test-tasks", "2"]) == 0
+    tested = json.loads((tmp_path / "meta" / "test.json").read_text())
+    assert tested["recipe"]["model"] == told
 
 
 def written(root: Path, paper: int) -> str:

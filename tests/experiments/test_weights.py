@@ -16,6 +16,7 @@ import lifelong
 from lifelong.cli import main
 from lifelong.errors import InputError
 from lifelong.experiments import build
+from lifelong.experiments.plan import plan
 from lifelong.experiments.recipe import differences, recipe, record
 from lifelong.models.weights import load_trunk
 
@@ -45,6 +46,37 @@ def test_the_trunk_is_the_files_and_the_head_is_new(earlier: Path) -> None:
     assert not torch.equal(fresh.trunk[1].weight, stored["trunk.1.weight"])
     inputs = torch.rand(4, 8)
     assert torch.equal(started.head(inputs, 1), fresh.head(inputs, 1))
+
+
+def test_without_a_model_the_network_is_that_of_the_folder(earlier: Path) -> None:
+    started = recipe({"weights": {"name": str(earlier)}})
+    assert (started.model, list(started.model_settings["hidden"])) == ("mlp", [8])
+    assert recipe({"weights": str(earlier), "model": "convnet"}).model_settings == {}
+    assert recipe({"weights": str(earlier), "model_settings": {"hidden": [9]}}).model_settings == {"hidden": [9]}
+    file = str(earlier / "model.safetensors")  # nothing says what it is of
+    assert recipe({"weights": file}).model_settings == {}
+    mine = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))
+    assert lifelong.run(**QUICK, model=mine, weights=str(earlier))["recipe"]["model"] == {"name": "mlp"}
+
+
+def test_rows_of_a_comparison_have_one_network(earlier: Path) -> None:
+    rows = {"started": {"method": "naive"}, "fresh": {"method": "naive", "weights": None}}
+    shared = plan({"weights": str(earlier), "methods": rows})
+    assert [list(each.recipe.model_settings["hidden"]) for each in shared] == [[8], [8]]
+    own = plan({"methods": {"fresh": {"method": "naive"}, "started": {"method": "naive", "weights": str(earlier)}}})
+    assert [each.recipe.model_settings for each in own] == [{}, {}]
+
+
+def test_weights_that_do_not_fit_name_their_network(earlier: Path) -> None:
+    with pytest.raises(InputError, match=r"run of model mlp \(hidden = \[8\]\) do not fit the network: they lack 3"):
+        lifelong.run(**QUICK, model="mlp", weights=str(earlier))
+
+
+@pytest.mark.parametrize("said", ["{", "[]", '{"recipe": 1}', '{"recipe": {"model": {"name": null}}}'])
+def test_a_folder_whose_result_does_not_say_the_network_names_none(said: str, earlier: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes((earlier / "model.safetensors").read_bytes())
+    (tmp_path / "result.json").write_text(said)
+    assert recipe({"weights": str(tmp_path)}).model_settings == {}
 
 
 def test_a_folder_and_its_file_are_the_same_and_the_result_has_the_digest(earlier: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from lifelong.errors import InputError
 from lifelong.experiments.fixed_heads import fixed_head
 from lifelong.experiments.pictures import arranged
 from lifelong.experiments.recipe import Recipe, read_weights
+from lifelong.experiments.start import network_of
 from lifelong.learner import Learner
 from lifelong.methods import METHODS, Chain, Method
 from lifelong.methods import build as build_method
@@ -266,8 +267,17 @@ def _trunk(recipe: Recipe, shape: tuple[int, ...]) -> nn.Module:
 def _with_weights(recipe: Recipe, trunk: nn.Module) -> nn.Module:
     weights = read_weights(recipe)
     if weights is not None:
-        load_trunk(trunk, weights, str(recipe.weights))
+        load_trunk(trunk, weights, _described(str(recipe.weights)))
     return trunk
+
+
+def _described(weights: str) -> str:
+    """Return what errors call `weights`: with the network that they are of, where their folder says it."""
+    network = network_of(weights)
+    if not network:
+        return weights
+    values = spelled({name: each for name, each in network.items() if name != "name"})
+    return f"{weights} of model {network['name']}" + (f" ({values})" if values else "")
 
 
 def _prepared(trunk: nn.Module, chosen: models.Pretrained, seed: int) -> dict[nn.Parameter, float]:

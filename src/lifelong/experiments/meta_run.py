@@ -22,7 +22,7 @@ from lifelong.experiments import memory, meta_build, meta_tasks
 from lifelong.experiments import result as results
 from lifelong.experiments.build import denormals_as_zero, device, set_deterministic
 from lifelong.experiments.meta_example import example
-from lifelong.experiments.meta_recipe import SINUSOIDS, MetaRecipe, meta_differences, meta_recipe, meta_record
+from lifelong.experiments.meta_recipe import SINUSOIDS, MetaRecipe, filled, meta_differences, meta_recipe, meta_record
 from lifelong.experiments.run import Every, Finished, claimed, due
 from lifelong.files import write_file, write_json
 from lifelong.meta import ALGORITHMS
@@ -194,7 +194,7 @@ def _finish(
         ) from error
     result = {
         "kind": "meta",
-        "recipe": meta_record(recipe),
+        "recipe": _recorded(recipe, tasks),
         "algorithm": recipe.algorithm,
         "settings": dataclasses.asdict(training.algorithm),
         "data": recipe.data,
@@ -219,6 +219,11 @@ def _finish(
     }
     write_json(out / "result.json", result)
     return result
+
+
+def _recorded(recipe: MetaRecipe, tasks: meta_tasks.Sources) -> dict[str, Any]:
+    """Return `recipe` as results tell it: with the network that was trained, where it names none."""
+    return meta_record(filled(recipe, tuple(tasks.train.sample().shape[1:])))
 
 
 def test_record(found: Adaptation) -> dict[str, Any]:
@@ -271,7 +276,7 @@ def meta_test(folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
     reached = _tested(recipe, training, settled(training, tasks.train), _judged(recipe, tasks))
     return {
         "kind": "meta",
-        "recipe": meta_record(recipe),
+        "recipe": _recorded(recipe, tasks),
         **test_record(reached),
         "batch_norm": training.problem.network.normalises,
         **results.surroundings(),

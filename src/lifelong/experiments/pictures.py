@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
-from pathlib import Path
 
 from lifelong.data import Dataset, Samples
 from lifelong.errors import InputError
 from lifelong.experiments.recipe import Recipe
+from lifelong.experiments.start import said_of
 from lifelong.streams.transforms import invert, mostly_light, pad
 
 
@@ -24,7 +23,7 @@ def arranged(dataset: Dataset, recipe: Recipe) -> Dataset:
     for name in ("invert", "pad"):
         if getattr(recipe, name) and len(shape) != 3:
             raise InputError(f"{name} is for images, and {dataset.name} has {shape}")
-    if recipe.invert is None and mostly_light(dataset.train.inputs) and _learned_inverted(recipe):
+    if recipe.invert is None and mostly_light(dataset.train.inputs) and said_of(recipe.weights).get("inverted") is True:
         raise InputError(
             f"weights {recipe.weights} were meta-trained on inverted pictures, ink 1 on 0, and those of {dataset.name} "
             "are mostly light: set invert to true, which inverts them too, or to false"
@@ -39,14 +38,3 @@ def arranged(dataset: Dataset, recipe: Recipe) -> Dataset:
     told = f"invert {bool(recipe.invert)} pad {recipe.pad} {dataset.fingerprint}"
     key = hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
     return dataclasses.replace(dataset, train=changed(dataset.train), test=changed(dataset.test), fingerprint=key)
-
-
-def _learned_inverted(recipe: Recipe) -> bool:
-    """Return whether the folder of weights that `recipe` starts from says that their pictures were inverted."""
-    if recipe.weights is None:
-        return False
-    try:
-        found = json.loads((Path(recipe.weights) / "result.json").read_text())
-    except (OSError, ValueError):
-        return False
-    return isinstance(found, dict) and found.get("inverted") is True

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from lifelong import settings
 from lifelong.errors import InputError, closest, unknown
 from lifelong.experiments.recipe import NESTED, Recipe, recipe, spaceless
+from lifelong.experiments.start import with_network
 
 T = TypeVar("T")
 
@@ -118,7 +119,9 @@ def rows_of(key: str, rows: Any) -> dict[str, dict[str, Any]]:
 
 
 def _experiment(name: str | None, values: Mapping[str, Any]) -> list[Planned]:
-    shared = {key: value for key, value in values.items() if key not in _ABOVE}
+    shared = with_network({key: value for key, value in values.items() if key not in _ABOVE})
+    # A row with weights of its own has the network of the others, or the table would compare two.
+    shared.setdefault("model", Recipe.model)
     if shared.get("method_settings"):
         setting = next(iter(shared["method_settings"]))
         raise InputError(f"method.{setting} is of no method in a comparison: say methods.ROW.{setting}")

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from lifelong import settings
 from lifelong.errors import InputError
+from lifelong.experiments.start import with_network
 from lifelong.settings import setting
 
 # Settings whose value names something that has settings of its own, kept beside it.
@@ -88,7 +89,8 @@ class Recipe:
     method_settings: dict[str, Any] = setting(dict, "settings of the method: --method.NAME VALUE")
     model: str = setting(
         "mlp",
-        "network: mlp, convnet, efficientnet-lite0, minilm, hf:FOLDER_OR_NAME, timm:NAME, or package.module:function",
+        "network: mlp, convnet, efficientnet-lite0, minilm, hf:FOLDER_OR_NAME, timm:NAME, or package.module:function; "
+        "that of the weights that a run starts from, if their folder says it",
     )
     model_settings: dict[str, Any] = setting(dict, "settings of the network: --model.NAME VALUE")
     weights: str | None = setting(
@@ -136,12 +138,12 @@ def recipe(values: Mapping[str, Any]) -> Recipe:
     Args:
         values: settings by name, from YAML or the command line. `method`, `model`, `weights` and `optimizer` may be a
             name, or a mapping of `name` and settings, which `method_settings` and its like override; `stream` may be
-            `KIND-DATA`, as in `permuted-mnist`.
+            `KIND-DATA`, as in `permuted-mnist`. Without `model` the network is that of the folder of weights.
 
     Raises:
         InputError: an unknown setting, a value of the wrong type or out of range, or weights that cannot be read.
     """
-    flat = dict(values)
+    flat = with_network(values)
     for key, nested in NESTED.items():
         chosen = flat.get(key)
         if isinstance(chosen, Mapping):

@@ -226,7 +226,7 @@ class FewShot:
             raise InputError(f"ways = {self.ways} is more than the {classes} classes that tasks are drawn from")
         scarce = (counts < need).nonzero().flatten().tolist()
         if scarce:
-            more = f", as {len(scarce) - 1} others are too few" if len(scarce) > 1 else ""
+            more = f" (too few also in {len(scarce) - 1} others)" if len(scarce) > 1 else ""
             raise InputError(
                 f"class {self.pool.names[scarce[0]]} has {int(counts[scarce[0]])} samples, and shots + queries = "
                 f"{self.shots} + {self.queries} are needed of each{more}"
