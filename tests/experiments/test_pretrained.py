@@ -17,6 +17,7 @@ from torch.func import functional_call
 
 import lifelong
 from lifelong import curvature, models, randomness
+from lifelong.cli import main
 from lifelong.errors import InputError
 from lifelong.experiments import build
 from lifelong.experiments.recipe import recipe
@@ -95,6 +96,30 @@ def test_features_are_good_for_importances_the_first_time_too(root: Path, tmp_pa
     settings = {"epochs": 1, "method": "ewc", "method_settings": {"strength": 1.0}}
     first, second = (lifelong.run(**texts(root, model={"learn": "head"}, **settings)) for _ in range(2))
     assert first["accuracy"] == second["accuracy"]
+
+
+def test_the_command_line_says_that_features_are_computed_and_when_they_are_not(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LIFELONG_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setattr("lifelong.data.features._TOLD_EVERY", 0.0)
+    data = ["--data", f"{root}/book,{root}/film", "--model", f"hf:{root}/bert", "--model.learn", "head"]
+
+    def told(*words: str) -> list[str]:
+        assert main([*words, *data, "--model.tokens", "8", "--threads", "1"]) == 0
+        return [line for line in capsys.readouterr().err.splitlines() if "features" in line]
+
+    of_run = told("run", "--stream", "domains", "--steps", "1", "--out", str(tmp_path / "run"))
+    assert of_run[:2] == [
+        "book: computing the features of 64 samples, once",
+        "book: features of 32 of 32 samples",
+    ]
+    assert told("run", "--stream", "domains", "--steps", "1", "--out", str(tmp_path / "again")) == []
+    monkeypatch.setenv("LIFELONG_CACHE", str(tmp_path / "other"))
+    few = ["--iterations", "1", "--tasks", "1", "--test-tasks", "2", "--shots", "1", "--validate-every", "0"]
+    few += ["--test-data", f"{root}/lens", "--model.hidden", "4"]
+    of_meta = told("meta", "train", "--algorithm", "protonet", *few, "--out", str(tmp_path / "meta"))
+    assert of_meta[0] == of_run[0]
 
 
 @pytest.mark.parametrize("changed", [{"pad": 2}, {"invert": True}])

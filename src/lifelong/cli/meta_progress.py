@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
-from lifelong.cli.progress import bar
+from lifelong.cli.progress import bar, told_above
 from lifelong.experiments.meta_recipe import MetaRecipe
 from lifelong.experiments.meta_run import MetaRunEvent, Started
 from lifelong.training.meta_loop import Iteration, Validated, ValidationDiverged
@@ -64,5 +64,5 @@ class MetaWatcher:
 def watching(runs: int) -> Iterator[MetaWatcher]:
     """Yield a `MetaWatcher` on standard error whose bar goes away at the end."""
     watcher = MetaWatcher(Console(stderr=True), runs)
-    with watcher.bar:
+    with told_above(watcher.bar):
         yield watcher

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,22 @@ def bar(console: Console) -> Progress:
         transient=True,
         disable=not console.is_terminal,
     )
+
+
+@contextmanager
+def told_above(shown: Progress) -> Iterator[None]:
+    """Show the bar, and above it what the library logs: what takes minutes before there are events."""
+    logger = logging.getLogger("lifelong")
+    level = logger.level
+    with shown:
+        lines = logging.StreamHandler()  # of the standard error that the bar has put in the place of its own
+        logger.addHandler(lines)
+        logger.setLevel(logging.INFO)
+        try:
+            yield
+        finally:
+            logger.removeHandler(lines)
+            logger.setLevel(level)
 
 
 class Watcher:
@@ -84,5 +101,5 @@ class Watcher:
 def watching(runs: int) -> Iterator[Watcher]:
     """Yield a `Watcher` on standard error whose bar goes away at the end."""
     watcher = Watcher(Console(stderr=True), runs)
-    with watcher.bar:
+    with told_above(watcher.bar):
         yield watcher

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -13,6 +15,9 @@ from lifelong.data import cache
 from lifelong.data.dataset import Dataset, Samples
 
 _BATCH = 512
+_TOLD_EVERY = 10.0  # seconds
+
+_log = logging.getLogger(__name__)
 
 
 def features(dataset: Dataset, extract: Callable[[Tensor], Tensor], trunk: str) -> Dataset:
@@ -26,12 +31,20 @@ def features(dataset: Dataset, extract: Callable[[Tensor], Tensor], trunk: str) 
     key = hashlib.blake2b(f"features {dataset.fingerprint} {trunk}".encode(), digest_size=16).hexdigest()
 
     def compute() -> Dataset:
-        parts = [Samples(_all(extract, part.inputs), part.targets) for part in (dataset.train, dataset.test)]
-        return replace(dataset, train=parts[0], test=parts[1], fingerprint=key)
+        name, parts = dataset.name, (dataset.train, dataset.test)
+        _log.info("%s: computing the features of %d samples, once", name, sum(len(each.targets) for each in parts))
+        train, test = (Samples(_all(extract, each.inputs, name), each.targets) for each in parts)
+        return replace(dataset, train=train, test=test, fingerprint=key)
 
     return replace(cache.cached(key, compute), name=dataset.name)
 
 
-def _all(extract: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
-    with torch.no_grad():
-        return torch.cat([extract(batch).float().cpu() for batch in inputs.split(_BATCH)])
+@torch.no_grad()
+def _all(extract: Callable[[Tensor], Tensor], inputs: Tensor, name: str) -> Tensor:
+    made, told = list[Tensor](), time.monotonic()
+    for batch in inputs.split(_BATCH):
+        made.append(extract(batch).float().cpu())
+        if time.monotonic() - told >= _TOLD_EVERY:
+            told = time.monotonic()
+            _log.info("%s: features of %d of %d samples", name, sum(map(len, made)), len(inputs))
+    return torch.cat(made)
