@@ -12,7 +12,7 @@ from lifelong.meta.inner_loop import Graph, InnerLoop
 class FOMAML(InnerLoop):
     """MAML whose meta-gradient is `grad L_Q(theta')`, taken at the adapted weights and applied to the initial ones.
 
-    It needs no graph through the inner steps: half the memory and, for one step, about half the time.
+    It needs no graph through the inner steps: less memory and, for one step, about half the time (docs/meta.md).
     """
 
     family: ClassVar[str] = "gradient"
